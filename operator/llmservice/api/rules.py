@@ -1,0 +1,331 @@
+"""Cross-field rules of the resource, written once, in CEL.
+
+The same expression is put into the CRD (``kubectl apply`` refuses with its message) and is
+evaluated by ``llmservice validate`` and by the reconciler, which meets objects that were stored
+before a rule existed. Every message names the field and the fix. What depends on the engine's
+version (flag tables) cannot be said in CEL and is judged by :mod:`llmservice.core.engine`.
+
+Limits of CEL in a CRD: a root rule sees only ``metadata.name``; every string and list that a rule
+walks is bounded, or the API server refuses the CRD for its cost.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import cel
+
+from llmservice.api import names
+from llmservice.api.types import QUALIFIED_NAME_PATTERN
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One rule: ``cel`` must be true of the object at ``path``.
+
+    ``path`` is dotted from the root of the object; a trailing ``[]`` means each item of a list.
+    ``field`` is what the message is about, relative to ``path``. A transition rule also uses
+    ``oldSelf`` and is judged by the API server only, which alone has the old object.
+    """
+
+    name: str
+    path: str
+    cel: str
+    message: str
+    field: str = ""
+
+    @property
+    def is_transition(self) -> bool:
+        """Whether the rule compares with the stored object."""
+        return "oldSelf" in self.cel
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """A broken rule, or a field of the wrong shape."""
+
+    field: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.message}"
+
+
+def _or_default(owner: str, field: str, default: str) -> str:
+    """CEL for an optional field's value with its default."""
+    return f"(has({owner}.{field}) ? {owner}.{field} : {default})"
+
+
+def _ranks(field: str) -> str:
+    path = "self.engine.parallelism"
+    value = f"(has({path}) && has({path}.{field}) ? {path}.{field} : 1)"
+    return f"(has(self.engine) ? {value} : 1)"
+
+
+_IS_CPU = "(has(self.accelerator.resource) && self.accelerator.resource == 'cpu')"
+_RANKS = f"{_ranks('tensor')} * {_ranks('pipeline')} * {_ranks('data')}"
+_SERVED_NAME = _or_default("self.spec.model", "servedName", "self.metadata.name")
+_OLD_SERVED_NAME = _SERVED_NAME.replace("self.", "oldSelf.")
+
+_HUB_WORD = "[A-Za-z0-9][A-Za-z0-9._-]*"
+_IS_HOST_RESOURCE = "k in ['cpu', 'memory', 'ephemeral-storage'] || k.startsWith('hugepages-')"
+_HOST_RESOURCES = (
+    "only cpu, memory, ephemeral-storage and hugepages-* go here: set devices in"
+    " spec.accelerator.resource and count"
+)
+_IS_LABEL_KEY = f"k.matches('{QUALIFIED_NAME_PATTERN}')"
+_LABEL_KEYS = (
+    "keys are up to 63 letters, digits, '-', '_' and '.', with a letter or digit at both ends,"
+    " and may have a DNS name and a '/' before them: rename the key"
+)
+
+RULES: tuple[Rule, ...] = (
+    Rule(
+        "name-fits-children",
+        "",
+        f"size(self.metadata.name) <= {names.MAX_SERVICE_NAME_LENGTH}"
+        f" && self.metadata.name.matches('{names.SERVICE_NAME_PATTERN}')",
+        f"metadata.name must be at most {names.MAX_SERVICE_NAME_LENGTH} characters of a-z, 0-9 and"
+        " '-', start with a letter and end with a letter or digit: Services are named after it",
+        field="metadata.name",
+    ),
+    Rule(
+        "served-name-immutable",
+        "",
+        f"{_SERVED_NAME} == {_OLD_SERVED_NAME}",
+        "spec.model.servedName cannot change, because clients send it: create a second LLMService"
+        " under the new name and move the clients over",
+        field="spec.model.servedName",
+    ),
+    Rule(
+        "one-model-source",
+        "spec.model.source",
+        "!(has(self.hub) && has(self.pvc))",
+        "set either hub or pvc, not both",
+    ),
+    Rule(
+        "model-id-form",
+        "spec.model",
+        f"self.id.startsWith('/') || self.id.matches('^{_HUB_WORD}(/{_HUB_WORD})?$')",
+        "id must be a hub id like mistralai/Mistral-7B-Instruct-v0.2, or an absolute path like"
+        " /models/mine",
+        field="id",
+    ),
+    Rule(
+        "path-has-no-hub-settings",
+        "spec.model",
+        "!(self.id.startsWith('/')"
+        " && (has(self.revision) || (has(self.source) && has(self.source.hub))))",
+        "revision and source.hub are for hub ids: remove them, or set id to a hub id",
+        field="id",
+    ),
+    Rule(
+        "pvc-has-no-revision",
+        "spec.model",
+        "!(has(self.revision) && has(self.source) && has(self.source.pvc))",
+        "a model in a volume has no hub revision: remove revision, or point source.pvc.path at the"
+        " folder of that revision",
+        field="revision",
+    ),
+    Rule(
+        "pvc-path-stays-inside",
+        "spec.model.source.pvc",
+        "!has(self.path) || !self.path.matches('(^|/)[.][.](/|$)')",
+        "path must stay inside the volume: remove the '..'",
+        field="path",
+    ),
+    Rule(
+        "cpu-has-no-devices",
+        "spec",
+        f"!{_IS_CPU} || !(has(self.accelerator.count) || has(self.accelerator.product))",
+        "accelerator.count and accelerator.product are for devices: remove them, or set"
+        " accelerator.resource to the device's resource, for instance nvidia.com/gpu",
+        field="accelerator",
+    ),
+    Rule(
+        "cpu-needs-kv-size",
+        "spec",
+        f"!{_IS_CPU} || (has(self.engine) && has(self.engine.kvCacheMemoryBytes))",
+        "engine.kvCacheMemoryBytes is required on cpu, for instance 1Gi: without it vLLM reserves"
+        " most of the node's memory, whatever the container's limit",
+        field="engine",
+    ),
+    Rule(
+        "count-matches-parallelism",
+        "spec",
+        f"!has(self.accelerator.count) || self.accelerator.count == {_RANKS}",
+        "accelerator.count must equal tensor x pipeline x data of engine.parallelism: leave it out,"
+        " or change one of them",
+        field="accelerator",
+    ),
+    Rule(
+        "ranks-bounded",
+        "spec",
+        f"{_RANKS} <= 1024",
+        "tensor x pipeline x data of engine.parallelism is over 1024 devices for one replica:"
+        " raise replicas instead",
+        field="engine",
+    ),
+    Rule(
+        "one-kv-budget",
+        "spec.engine",
+        "!(has(self.kvCacheMemoryBytes) && has(self.gpuMemoryUtilization))",
+        "kvCacheMemoryBytes overrides gpuMemoryUtilization: set only one of them",
+        field="gpuMemoryUtilization",
+    ),
+    Rule(
+        "batch-holds-sequences",
+        "spec.engine",
+        "!(has(self.maxNumSeqs) && has(self.maxNumBatchedTokens))"
+        " || self.maxNumSeqs <= self.maxNumBatchedTokens",
+        "maxNumBatchedTokens must be at least maxNumSeqs, one token for each: raise it, or lower"
+        " maxNumSeqs",
+        field="maxNumBatchedTokens",
+    ),
+    Rule(
+        "unchunked-prompt-fits-batch",
+        "spec.engine",
+        "!(has(self.chunkedPrefill) && !self.chunkedPrefill && has(self.maxModelLen)"
+        " && has(self.maxNumBatchedTokens)) || self.maxNumBatchedTokens >= self.maxModelLen",
+        "without chunkedPrefill a whole prompt must fit one batch: raise maxNumBatchedTokens to at"
+        " least maxModelLen, or leave chunkedPrefill unset",
+        field="maxNumBatchedTokens",
+    ),
+    Rule(
+        "version-is-known",
+        "spec.engine",
+        "has(self.version) || !has(self.image)"
+        " || self.image.matches(':v?[0-9]+[.][0-9]+[^/:@]*(@sha256:[0-9a-f]+)?$')",
+        "version is required when the image's tag is no vLLM version: set it to the version in the"
+        " image, for instance 0.33.0",
+        field="version",
+    ),
+    Rule(
+        "extra-args-start-with-a-flag",
+        "spec.engine",
+        "!has(self.extraArgs) || size(self.extraArgs) == 0 || self.extraArgs[0].startsWith('-')",
+        "extraArgs must start with a flag like --seed: the model is set by spec.model.id",
+        field="extraArgs",
+    ),
+    Rule(
+        "env-has-one-value",
+        "spec.engine.env[]",
+        "!(has(self.value) && has(self.valueFrom))",
+        "set either value or valueFrom, not both",
+    ),
+    Rule(
+        "env-is-not-ours",
+        "spec.engine.env[]",
+        "!(self.name in ['VLLM_PORT', 'VLLM_HOST_IP', 'VLLM_ENGINE_READY_TIMEOUT_S'])",
+        "the operator sets this variable: use startupTimeoutSeconds for the start-up time, or"
+        " remove it",
+        field="name",
+    ),
+    Rule(
+        "env-reference-has-one-source",
+        "spec.engine.env[].valueFrom",
+        "has(self.secretKeyRef) != has(self.configMapKeyRef)",
+        "set exactly one of secretKeyRef and configMapKeyRef",
+    ),
+    Rule(
+        "requests-are-host-resources",
+        "spec.engine.resources",
+        f"!has(self.requests) || self.requests.all(k, {_IS_HOST_RESOURCE})",
+        _HOST_RESOURCES,
+        field="requests",
+    ),
+    Rule(
+        "limits-are-host-resources",
+        "spec.engine.resources",
+        f"!has(self.limits) || self.limits.all(k, {_IS_HOST_RESOURCE})",
+        _HOST_RESOURCES,
+        field="limits",
+    ),
+    Rule(
+        "accelerator-is-cpu-or-a-device",
+        "spec.accelerator",
+        "!has(self.resource) || self.resource == 'cpu' || self.resource.contains('/')",
+        "resource must be cpu, or what a device plugin offers, for instance nvidia.com/gpu",
+        field="resource",
+    ),
+    Rule(
+        "capacity-needs-rolling-update",
+        "spec.rollout",
+        "!(has(self.strategy) && self.strategy == 'Recreate' && has(self.capacity)"
+        " && self.capacity != 'Replace')",
+        "strategy Recreate never has old and new pods at once: remove capacity, or set strategy to"
+        " RollingUpdate",
+        field="capacity",
+    ),
+    Rule(
+        "pod-labels-are-not-ours",
+        "spec.podTemplate.metadata",
+        f"!has(self.labels) || self.labels.all(k, !k.startsWith('{names.GROUP}/')"
+        " && !k.startsWith('app.kubernetes.io/'))",
+        f"labels of {names.GROUP} and app.kubernetes.io are the operator's: choose another key",
+        field="labels",
+    ),
+    Rule(
+        "pod-label-keys",
+        "spec.podTemplate.metadata",
+        f"!has(self.labels) || self.labels.all(k, {_IS_LABEL_KEY})",
+        _LABEL_KEYS,
+        field="labels",
+    ),
+    Rule(
+        "pod-annotation-keys",
+        "spec.podTemplate.metadata",
+        f"!has(self.annotations) || self.annotations.all(k, {_IS_LABEL_KEY})",
+        _LABEL_KEYS,
+        field="annotations",
+    ),
+)
+
+
+def check_rules(document: Mapping[str, Any]) -> list[Violation]:
+    """Judge an object (``metadata`` and ``spec``) by every rule that needs no old object."""
+    # Handing a value to CEL costs more than most rules, so those of one path share it.
+    contexts: dict[str, cel.Context] = {}
+    return [
+        violation
+        for rule in RULES
+        if not rule.is_transition
+        for violation in _check_rule(rule, document, contexts)
+    ]
+
+
+def _check_rule(
+    rule: Rule, document: Mapping[str, Any], contexts: dict[str, cel.Context]
+) -> Iterator[Violation]:
+    for location, value in _resolve(document, rule.path):
+        context = contexts.get(location)
+        if context is None:
+            context = contexts[location] = cel.Context({"self": value})
+        if not _program(rule.cel).execute(context):
+            field = ".".join(part for part in (location, rule.field) if part)
+            yield Violation(field, rule.message)
+
+
+@cache
+def _program(expression: str) -> cel.Program:
+    return cel.compile(expression)
+
+
+def _resolve(document: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """Every value at ``path`` with its own location; nothing where the path is absent."""
+    found = [("", document)]
+    for part in path.split(".") if path else ():
+        name, is_list = part.removesuffix("[]"), part.endswith("[]")
+        found = [
+            (f"{location}.{name}".lstrip("."), value[name])
+            for location, value in found
+            if isinstance(value, Mapping) and value.get(name) is not None
+        ]
+        if is_list:
+            found = [
+                (f"{location}[{index}]", item)
+                for location, items in found
+                for index, item in enumerate(items)
+            ]
+    yield from found

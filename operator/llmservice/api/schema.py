@@ -1,0 +1,199 @@
+"""The CRD, generated from the models and the rules; ``crds/`` holds the committed result.
+
+pydantic writes JSON Schema 2020-12; the API server wants the structural subset of OpenAPI 3.0
+(https://kubernetes.io/docs/tasks/extend-kubernetes/custom-resources/custom-resource-definitions/).
+:func:`structural` rewrites one into the other and refuses what has no counterpart. Only defaults
+that the scale subresource needs are put into the schema: a default that the server writes into
+``spec`` would show as drift in GitOps tools and could change a revision's hash.
+"""
+
+import copy
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import yaml
+
+from llmservice.api import names
+from llmservice.api.rules import RULES, Rule
+from llmservice.api.v1alpha1 import LLMService
+
+Schema = dict[str, Any]
+
+_KEPT = (
+    "type", "description", "enum", "pattern", "minLength", "maxLength", "minItems", "maxItems",
+    "minProperties", "maxProperties", "minimum", "maximum", "format", "anyOf",
+    "x-kubernetes-int-or-string", "x-kubernetes-preserve-unknown-fields",
+    "x-kubernetes-list-map-keys",
+)  # fmt: skip
+_COLUMNS = (
+    ("Model", "string", ".spec.model.id", 0),
+    ("Ready", "string", ".status.conditions[?(@.type=='Ready')].status", 0),
+    ("Replicas", "integer", ".status.readyReplicas", 0),
+    ("Phase", "string", ".status.phase", 0),
+    ("Age", "date", ".metadata.creationTimestamp", 0),
+    ("Reason", "string", ".status.conditions[?(@.type=='Ready')].reason", 1),
+    ("Image", "string", ".spec.engine.image", 1),
+    ("Revision", "string", ".status.stableRevision", 1),
+    ("URL", "string", ".status.url", 1),
+)
+
+
+# The API server has its own bounds and words for these. `name` is declared so that a rule about it
+# can point at it.
+_ENVELOPE: dict[str, Schema] = {
+    "apiVersion": {"type": "string", "description": f"Always {names.API_VERSION}."},
+    "kind": {"type": "string", "description": f"Always {names.KIND}."},
+    "metadata": {
+        "type": "object",
+        "properties": {
+            "name": {
+                "type": "string",
+                "description": "Name of the service, at most"
+                f" {names.MAX_SERVICE_NAME_LENGTH} characters: its children are named after it.",
+            }
+        },
+    },
+}
+
+
+@cache
+def root_schema() -> Schema:
+    """The schema of the whole object, rules included. Shared: copy before changing."""
+    raw = LLMService.model_json_schema(by_alias=True)
+    root = structural(raw, raw.get("$defs", {}))
+    root["properties"] = {**copy.deepcopy(_ENVELOPE), **root["properties"]}
+    for rule in RULES:
+        _attach(root, rule)
+    return root
+
+
+def prune_nulls(value: Any, schema: Schema) -> Any:
+    """``value`` as the API server takes it: ``field: null`` means an absent field.
+
+    Nulls in lists stay, so do those of unknown fields, which strict decoding refuses whatever
+    their value, and those below a free-form object, where they mean "remove".
+    """
+    if isinstance(value, list) and "items" in schema:
+        return [prune_nulls(item, schema["items"]) for item in value]
+    if not isinstance(value, Mapping):
+        return value
+    properties, others = schema.get("properties", {}), schema.get("additionalProperties")
+    known = ((name, item, properties.get(name, others)) for name, item in value.items())
+    return {
+        name: item if below is None else prune_nulls(item, below)
+        for name, item, below in known
+        if item is not None or below is None
+    }
+
+
+def crd() -> dict[str, Any]:
+    """The CustomResourceDefinition of LLMService."""
+    root = copy.deepcopy(root_schema())
+    version = {
+        "name": names.VERSION,
+        "served": True,
+        "storage": True,
+        "schema": {"openAPIV3Schema": root},
+        "subresources": {
+            "status": {},
+            "scale": {
+                "specReplicasPath": ".spec.replicas",
+                "statusReplicasPath": ".status.replicas",
+                "labelSelectorPath": ".status.selector",
+            },
+        },
+        "additionalPrinterColumns": [
+            {"name": name, "type": kind, "jsonPath": path, "priority": priority}
+            for name, kind, path, priority in _COLUMNS
+        ],
+    }
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": f"{names.PLURAL}.{names.GROUP}"},
+        "spec": {
+            "group": names.GROUP,
+            "scope": "Namespaced",
+            "names": {
+                "kind": names.KIND,
+                "listKind": f"{names.KIND}List",
+                "plural": names.PLURAL,
+                "singular": "llmservice",
+                "shortNames": ["llm"],
+                "categories": ["llm"],
+            },
+            "versions": [version],
+        },
+    }
+
+
+def crd_yaml() -> str:
+    """The CRD as the committed YAML file."""
+    header = "# Generated by `llmservice crds`; `make generate` rewrites it.\n"
+    return header + yaml.safe_dump(crd(), sort_keys=False, width=100)
+
+
+def structural(schema: Schema, definitions: dict[str, Schema]) -> Schema:
+    """One pydantic schema node as a structural OpenAPI 3.0 node.
+
+    Raises:
+        ValueError: the node is a union or a tuple, which structural schemas cannot say.
+    """
+    schema = _inline(schema, definitions)
+    node = {key: schema[key] for key in _KEPT if key in schema}
+    if "description" in node:
+        node["description"] = " ".join(node["description"].split())
+    if "exclusiveMinimum" in schema:
+        node |= {"minimum": schema["exclusiveMinimum"], "exclusiveMinimum": True}
+    if "const" in schema:
+        node["enum"] = [schema["const"]]
+    if "prefixItems" in schema or ("anyOf" in node and "x-kubernetes-int-or-string" not in node):
+        raise ValueError(f"not a structural schema: {schema}")
+    _convert_children(schema, node, definitions)
+    return node
+
+
+def _convert_children(schema: Schema, node: Schema, definitions: dict[str, Schema]) -> None:
+    if "properties" in schema:
+        node["properties"] = {}
+        for name, prop in schema["properties"].items():
+            node["properties"][name] = structural(prop, definitions)
+            if prop.get("default") is not None and _keeps_default(name):
+                node["properties"][name]["default"] = prop["default"]
+    if schema.get("required"):
+        node["required"] = sorted(schema["required"])
+    if "items" in schema:
+        node["items"] = structural(schema["items"], definitions)
+        node["x-kubernetes-list-type"] = "map" if "x-kubernetes-list-map-keys" in node else "atomic"
+    if isinstance(schema.get("additionalProperties"), dict):
+        node["additionalProperties"] = structural(schema["additionalProperties"], definitions)
+
+
+def _keeps_default(name: str) -> bool:
+    """The scale subresource cannot be read while its replica path is absent."""
+    return name == "replicas"
+
+
+def _inline(schema: Schema, definitions: dict[str, Schema]) -> Schema:
+    """Resolve references and ``X | None``; the outer description wins."""
+    outer = {key: value for key, value in schema.items() if key not in ("$ref", "anyOf")}
+    if "$ref" in schema:
+        return {**_inline(definitions[schema["$ref"].rsplit("/", 1)[1]], definitions), **outer}
+    options = [option for option in schema.get("anyOf", ()) if option.get("type") != "null"]
+    if len(options) == 1:
+        return {**_inline(options[0], definitions), **outer}
+    return schema
+
+
+def _attach(root: Schema, rule: Rule) -> None:
+    """Put a rule on the node it is about."""
+    node = root
+    for part in rule.path.split(".") if rule.path else ():
+        node = node["properties"][part.removesuffix("[]")]
+        if part.endswith("[]"):
+            node = node["items"]
+    validation = {"rule": rule.cel, "message": rule.message, "reason": "FieldValueInvalid"}
+    if rule.field:
+        validation["fieldPath"] = f".{rule.field}"
+    node.setdefault("x-kubernetes-validations", []).append(validation)

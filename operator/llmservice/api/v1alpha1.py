@@ -1,0 +1,403 @@
+"""``LLMService`` v1alpha1: the shape of the resource, one class per YAML object.
+
+The CRD is generated from these classes (:mod:`llmservice.api.schema`); a field's docstring is
+what ``kubectl explain`` prints. A field is here only if something acts on it. Unset knobs are
+not passed to vLLM, so vLLM's own hardware-aware defaults apply. Cross-field rules live in
+:mod:`llmservice.api.rules`.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from llmservice.api.types import (
+    ApiObject,
+    ByteQuantity,
+    DataKey,
+    EnvName,
+    FreeForm,
+    LabelValue,
+    ObjectName,
+    QualifiedName,
+    Quantity,
+    keyed_by,
+)
+
+DEFAULT_ENGINE_IMAGE = "vllm/vllm-openai:v0.33.0"
+CPU_RESOURCE = "cpu"
+WORD = "^[!-,.-~][!-~]*$"
+"""Printable ASCII without spaces, not starting like a flag."""
+MAX_TOKENS = 1_000_000_000
+MAX_PARALLEL = 1024
+
+# --- spec.model ---------------------------------------------------------------------------------
+
+
+class SecretKeyRef(ApiObject):
+    """One key of a Secret in the service's namespace."""
+
+    name: ObjectName
+    """Name of the Secret."""
+    key: DataKey
+    """Key in the Secret's data."""
+
+
+class HubSource(ApiObject):
+    """The model is downloaded from the Hugging Face hub when the engine starts."""
+
+    token_secret_ref: SecretKeyRef | None = None
+    """Secret key that holds the access token, for gated or private models. It reaches the engine
+    as the environment variable HF_TOKEN; the operator never reads it."""
+
+
+class PvcSource(ApiObject):
+    """The model lies in a PersistentVolumeClaim, mounted read-only."""
+
+    claim_name: ObjectName
+    """PersistentVolumeClaim in the service's namespace."""
+    path: Annotated[str, Field(max_length=512, pattern=r"^[^/].*$")] | None = None
+    """Folder of the model inside the volume, relative to its root. Default: the root."""
+
+
+class ModelSource(ApiObject):
+    """Where the model's files come from. Default: the hub, or the image for an absolute path."""
+
+    hub: HubSource | None = None
+    """The Hugging Face hub."""
+    pvc: PvcSource | None = None
+    """A PersistentVolumeClaim."""
+
+
+class ModelSpec(ApiObject):
+    """The model and the name it is served under."""
+
+    id: Annotated[str, Field(min_length=1, max_length=512, pattern=WORD)]
+    """Hub id (for instance mistralai/Mistral-7B-Instruct-v0.2), or a path in the image."""
+    revision: (
+        Annotated[
+            str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_./-]*$")
+        ]
+        | None
+    ) = None
+    """Commit, tag or branch of the hub repository. Pin a commit: a branch can change under you."""
+    served_name: Annotated[str, Field(min_length=1, max_length=256, pattern=WORD)] | None = None
+    """Name that clients put into the request's `model` field. Default: the resource's name.
+    Immutable: clients depend on it."""
+    source: ModelSource | None = None
+    """Where the files come from."""
+
+
+# --- spec.engine --------------------------------------------------------------------------------
+
+
+class Parallelism(ApiObject):
+    """How one replica is spread over accelerators; a replica uses tensor x pipeline x data."""
+
+    tensor: Annotated[int, Field(ge=1, le=MAX_PARALLEL)] = 1
+    """Ranks that share each layer (--tensor-parallel-size); must divide the attention heads."""
+    pipeline: Annotated[int, Field(ge=1, le=MAX_PARALLEL)] = 1
+    """Stages that share the layers in sequence (--pipeline-parallel-size)."""
+    data: Annotated[int, Field(ge=1, le=MAX_PARALLEL)] = 1
+    """Engine copies inside one replica (--data-parallel-size), for mixture-of-experts models;
+    dense models scale with spec.replicas."""
+    expert: bool = False
+    """Spread experts instead of slicing them (--enable-expert-parallel), for mixture-of-experts
+    models."""
+
+
+class KeySelector(ApiObject):
+    """One key of a Secret or a ConfigMap."""
+
+    name: ObjectName
+    """Name of the object."""
+    key: DataKey
+    """Key in its data."""
+    optional: bool | None = None
+    """Start without the variable when the object or the key is missing."""
+
+
+class EnvSource(ApiObject):
+    """Where a variable's value comes from; exactly one."""
+
+    secret_key_ref: KeySelector | None = None
+    """A key of a Secret."""
+    config_map_key_ref: KeySelector | None = None
+    """A key of a ConfigMap."""
+
+
+class EnvVar(ApiObject):
+    """One environment variable of the engine container."""
+
+    name: EnvName
+    """Name of the variable."""
+    value: Annotated[str, Field(max_length=4096)] | None = None
+    """Literal value."""
+    value_from: EnvSource | None = None
+    """Reference to a value."""
+
+
+class Resources(ApiObject):
+    """Host resources of the engine container; accelerators go into spec.accelerator."""
+
+    requests: Annotated[dict[str, Quantity], Field(max_length=16)] | None = None
+    """What the scheduler reserves, for instance {cpu: 4, memory: 16Gi}."""
+    limits: Annotated[dict[str, Quantity], Field(max_length=16)] | None = None
+    """What the container may use at most; over its memory limit it is killed."""
+
+
+class EngineSpec(ApiObject):
+    """vLLM: its image and its knobs.
+
+    Knobs carry vLLM's own flag names in camel case; an unset knob is not passed, so vLLM's own
+    default for that version and hardware applies.
+    """
+
+    image: Annotated[str, Field(min_length=1, max_length=512, pattern=WORD)] = DEFAULT_ENGINE_IMAGE
+    """Container image; its entry point must be `vllm serve`, as in vllm/vllm-openai."""
+    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None
+    """When the kubelet pulls the image. Default: Kubernetes' own (Always for the tag latest)."""
+    version: Annotated[str, Field(max_length=32, pattern=r"^[0-9]+\.[0-9]+(\.[0-9]+)?$")] | None = (
+        None
+    )
+    """vLLM version in the image, for instance 0.33.0. Default: read from the image's tag; needed
+    when the tag does not tell."""
+    parallelism: Parallelism | None = None
+    """How one replica is spread over accelerators."""
+    dtype: Literal["auto", "half", "float16", "bfloat16", "float", "float32"] | None = None
+    """Type of weights and activations (--dtype)."""
+    load_format: (
+        Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[a-z0-9_]+$")] | None
+    ) = None
+    """How weights are loaded (--load-format), for instance auto, safetensors, runai_streamer."""
+    quantization: (
+        Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[a-z0-9_-]+$")] | None
+    ) = None
+    """Quantization method (--quantization). Normally unset: it is read from the checkpoint."""
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Share of the accelerator's memory for vLLM (--gpu-memory-utilization), over 0 up to 1."""
+    kv_cache_memory_bytes: ByteQuantity | None = None
+    """Memory for the KV cache per accelerator (--kv-cache-memory-bytes), for instance 16Gi;
+    overrides gpuMemoryUtilization. Set it on CPU."""
+    kv_cache_dtype: (
+        Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[a-z0-9_]+$")] | None
+    ) = None
+    """Type of the KV cache (--kv-cache-dtype), for instance auto or fp8."""
+    kv_offloading_size: Annotated[float, Field(ge=0, le=65536)] | None = None
+    """Host memory in GiB to which KV blocks are offloaded (--kv-offloading-size)."""
+    max_model_len: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = None
+    """Longest request in tokens, prompt and answer together (--max-model-len)."""
+    max_num_seqs: Annotated[int, Field(ge=1, le=65536)] | None = None
+    """Most requests in one batch (--max-num-seqs)."""
+    max_num_batched_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = None
+    """Most tokens in one step (--max-num-batched-tokens); at least maxNumSeqs."""
+    max_num_queued_reqs: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    """Requests in flight above which the engine answers 503 (--max-num-queued-reqs)."""
+    block_size: Annotated[int, Field(ge=1, le=65536)] | None = None
+    """Tokens per KV block (--block-size). Normally unset: the attention backend picks."""
+    prefix_caching: bool | None = None
+    """Reuse the KV blocks of equal prompt prefixes (--enable-prefix-caching)."""
+    chunked_prefill: bool | None = None
+    """Split long prompts over steps (--enable-chunked-prefill)."""
+    enforce_eager: bool | None = None
+    """Skip CUDA graphs and compilation: faster start, slower tokens (--enforce-eager)."""
+    performance_mode: Literal["balanced", "interactivity", "throughput"] | None = None
+    """What vLLM tunes its unset knobs for (--performance-mode)."""
+    scheduling_policy: Literal["fcfs", "priority"] | None = None
+    """Order of waiting requests (--scheduling-policy)."""
+    tool_call_parser: (
+        Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.-]+$")] | None
+    ) = None
+    """Parser of tool calls (--tool-call-parser with --enable-auto-tool-choice)."""
+    reasoning_parser: (
+        Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.-]+$")] | None
+    ) = None
+    """Parser of reasoning output (--reasoning-parser)."""
+    extra_args: Annotated[
+        tuple[Annotated[str, Field(min_length=1, max_length=4096)], ...], Field(max_length=64)
+    ] = ()
+    """Further `vllm serve` arguments, checked against the flags of the engine's version. A flag
+    that a field above owns is refused."""
+    env: Annotated[
+        tuple[EnvVar, ...],
+        Field(max_length=64, json_schema_extra={"x-kubernetes-list-map-keys": ["name"]}),
+        keyed_by("name"),
+    ] = ()
+    """Environment variables of the engine container."""
+    resources: Resources | None = None
+    """CPU and memory of the engine container."""
+    startup_timeout_seconds: Annotated[int, Field(ge=30, le=86_400)] = 1800
+    """Time from container start to a loaded model (image pull not counted), 30 to 86400."""
+    drain_timeout_seconds: Annotated[int, Field(ge=1, le=7200)] = 120
+    """Time that running requests get to finish when a pod is stopped, 1 to 7200."""
+
+
+# --- spec.* -------------------------------------------------------------------------------------
+
+
+class AcceleratorSpec(ApiObject):
+    """The device one replica runs on."""
+
+    resource: QualifiedName = "nvidia.com/gpu"
+    """Resource name of the device plugin, for instance nvidia.com/gpu or amd.com/gpu; `cpu` runs
+    the engine without a device."""
+    count: Annotated[int, Field(ge=1, le=MAX_PARALLEL)] | None = None
+    """Devices per replica. Default: tensor x pipeline x data of spec.engine.parallelism."""
+    product: Annotated[LabelValue, Field(min_length=1)] | None = None
+    """Value of the node label nvidia.com/gpu.product, for instance NVIDIA-A10G; pods go only
+    there."""
+
+
+class RolloutSpec(ApiObject):
+    """How a changed engine replaces the running one."""
+
+    strategy: Literal["RollingUpdate", "Recreate"] = "RollingUpdate"
+    """RollingUpdate starts new pods while old ones serve; Recreate stops all old pods first."""
+    capacity: Literal["Auto", "Surge", "Replace"] = "Auto"
+    """Surge adds a pod before it removes one and needs a spare device; Replace removes first.
+    Auto surges, and replaces when the scheduler finds no room."""
+
+
+class ServiceSpec(ApiObject):
+    """The Kubernetes Service that clients call."""
+
+    port: Annotated[int, Field(ge=1, le=65535)] = 80
+    """Port of the Service."""
+
+
+class PodMetadata(ApiObject):
+    """Labels and annotations of the engine pods."""
+
+    labels: Annotated[dict[str, LabelValue], Field(max_length=64)] | None = None
+    """Labels added to the pods; keys of llmservice.dev and app.kubernetes.io are the operator's."""
+    annotations: (
+        Annotated[dict[str, Annotated[str, Field(max_length=8192)]], Field(max_length=64)] | None
+    ) = None
+    """Annotations added to the pods."""
+
+
+class PodTemplate(ApiObject):
+    """Overlay on the engine pod, merged like `kubectl patch` would (lists by their keys)."""
+
+    metadata: PodMetadata | None = None
+    """Labels and annotations of the engine pods."""
+    spec: FreeForm | None = None
+    """Pod spec fields, for instance tolerations, affinity, volumes, initContainers. The engine
+    container is called `engine`; its image, command and args belong to spec.engine."""
+
+
+class LLMServiceSpec(ApiObject):
+    """What should run."""
+
+    model: ModelSpec
+    """The model and the name it is served under."""
+    engine: EngineSpec = EngineSpec()
+    """vLLM: its image and its knobs."""
+    accelerator: AcceleratorSpec
+    """The device one replica runs on; `{resource: cpu}` for none."""
+    replicas: Annotated[int, Field(ge=0, le=1000)] = 1
+    """Engine pods, 0 to 1000."""
+    rollout: RolloutSpec = RolloutSpec()
+    """How a changed engine replaces the running one."""
+    service: ServiceSpec = ServiceSpec()
+    """The Kubernetes Service that clients call."""
+    pod_template: PodTemplate | None = None
+    """Overlay on the engine pod, merged like `kubectl patch` would (lists by their keys)."""
+
+
+# --- status -------------------------------------------------------------------------------------
+
+Message = Annotated[str, Field(max_length=4096)]
+
+
+class Condition(ApiObject):
+    """metav1.Condition."""
+
+    type: Annotated[str, Field(max_length=64)]
+    """Ready, Reconciling, Stalled, or a condition of this resource."""
+    status: Literal["True", "False", "Unknown"]
+    """True, False or Unknown."""
+    reason: Annotated[str, Field(max_length=64)]
+    """CamelCase word for programs."""
+    message: Message
+    """Sentence for people: what is wrong and what to do."""
+    last_transition_time: Annotated[str, Field(json_schema_extra={"format": "date-time"})]
+    """When `status` last changed."""
+    observed_generation: Annotated[int, Field(ge=0)]
+    """Generation of the spec this is about."""
+
+
+class RevisionStatus(ApiObject):
+    """One revision that has pods or could have them."""
+
+    hash: Annotated[str, Field(max_length=32)]
+    """Hash of everything that makes an engine pod; part of the children's names."""
+    number: Annotated[int, Field(ge=1)]
+    """Counts up with every new revision."""
+    replicas: Annotated[int, Field(ge=0)]
+    """Pods asked for."""
+    ready_replicas: Annotated[int, Field(ge=0)]
+    """Pods that serve."""
+
+
+class EngineStatus(ApiObject):
+    """What the newest revision runs."""
+
+    image: Annotated[str, Field(max_length=512)]
+    """Container image."""
+    version: Annotated[str, Field(max_length=32)]
+    """vLLM minor version whose flag table was used."""
+    arguments: Annotated[tuple[Annotated[str, Field(max_length=4096)], ...], Field(max_length=256)]
+    """Arguments of `vllm serve`."""
+
+
+class LLMServiceStatus(ApiObject):
+    """What is, and what is wrong. Written by the operator only."""
+
+    observed_generation: Annotated[int, Field(ge=0)] | None = None
+    """Generation of the spec that this status is about."""
+    phase: Annotated[str, Field(max_length=32)] | None = None
+    """One word for people: Pending, Loading, Ready, RollingOut, Degraded, Failed, Idle."""
+    url: Annotated[str, Field(max_length=512)] | None = None
+    """Base URL of the OpenAI API inside the cluster."""
+    replicas: Annotated[int, Field(ge=0)] | None = None
+    """Engine pods that exist."""
+    ready_replicas: Annotated[int, Field(ge=0)] | None = None
+    """Engine pods that serve."""
+    selector: Annotated[str, Field(max_length=512)] | None = None
+    """Label selector of the engine pods, for the scale subresource."""
+    stable_revision: Annotated[str, Field(max_length=32)] | None = None
+    """Revision that was last fully rolled out."""
+    updated_revision: Annotated[str, Field(max_length=32)] | None = None
+    """Revision of the newest spec."""
+    revisions: Annotated[
+        tuple[RevisionStatus, ...],
+        Field(max_length=32, json_schema_extra={"x-kubernetes-list-map-keys": ["hash"]}),
+        keyed_by("hash"),
+    ] = ()
+    """Live revisions, newest first."""
+    engine: EngineStatus | None = None
+    """What the newest revision runs."""
+    conditions: Annotated[
+        tuple[Condition, ...],
+        Field(max_length=16, json_schema_extra={"x-kubernetes-list-map-keys": ["type"]}),
+        keyed_by("type"),
+    ] = ()
+    """Ready, Reconciling and Stalled follow kstatus; the others are this resource's own."""
+
+
+class LLMService(ApiObject):
+    """A model on an accelerator, served as a tuned, safely updatable OpenAI endpoint by vLLM."""
+
+    spec: LLMServiceSpec
+    """What should run."""
+    status: LLMServiceStatus | None = None
+    """What is, and what is wrong. Written by the operator only."""
+
+
+def parse_spec(spec: dict[str, Any]) -> LLMServiceSpec:
+    """Parse a spec as read from the API server; unknown fields are left alone.
+
+    Raises:
+        pydantic.ValidationError: a field is missing or of the wrong type.
+    """
+    return LLMServiceSpec.model_validate(spec, by_alias=True, by_name=False)
