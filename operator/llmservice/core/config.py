@@ -1,0 +1,13 @@
+"""What the operator's process is told once and decisions depend on."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Settings of the operator that are the same for all services."""
+
+    operator_version: str = "0.1.0"
+    cluster_domain: str = "cluster.local"
+    revision_history_limit: int = 10
+    """Old ControllerRevisions kept per service, so that a revert finds its exact pod template."""

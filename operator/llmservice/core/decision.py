@@ -1,0 +1,67 @@
+"""What the shell has to do for one service: the output of a reconcile.
+
+A Decision is complete: the shell adds nothing to it and leaves nothing out. Its ``apply`` holds
+only children that differ from what is live, so an unchanged service costs no request.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from llmservice.core.observed import ChildRef, Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Apply:
+    """Server-side apply one child.
+
+    ``force`` is False for a child that we never saw: an object of that name which belongs to
+    someone else then answers with a conflict instead of being taken over.
+    """
+
+    ref: ChildRef
+    manifest: Manifest
+    force: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """Delete one child, only if it still is the object we saw (``uid`` precondition)."""
+
+    ref: ChildRef
+    uid: str
+
+
+@dataclass(frozen=True, slots=True)
+class LogRequest:
+    """Read the log of a container that crashed, once per restart, to name the cause."""
+
+    pod: str
+    pod_uid: str
+    container: str
+    restart_count: int
+    previous: bool
+    """True when the container was restarted since, so the log is that of its previous run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A Kubernetes event about the service."""
+
+    type: Literal["Normal", "Warning"]
+    reason: str
+    action: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Carry out in this order: apply, delete, status, events, then look again."""
+
+    apply: tuple[Apply, ...] = ()
+    delete: tuple[Delete, ...] = ()
+    status: Mapping[str, Any] | None = None
+    """The whole status to apply, or None when the live one already says this."""
+    events: tuple[Event, ...] = ()
+    read_logs: tuple[LogRequest, ...] = ()
+    requeue_after_seconds: float | None = None

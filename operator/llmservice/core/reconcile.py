@@ -1,0 +1,351 @@
+"""The table of contents of the product: observed in, decision out.
+
+::
+
+    spec --validate--> Stalled/InvalidSpec, children left as they are
+      |
+      v
+    revision (hash; stored pod template, or a new one) -> pods per revision (rollout)
+      |
+      v
+    children wanted  - children live  = apply, delete
+    problems of pods, progress        = status, events, logs to read
+
+Pure and level-triggered: it reads nothing but :class:`Observed`, so any lost or repeated event
+ends in the same state, and a new leader continues where the old one stopped.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from llmservice.api import names
+from llmservice.core import health, status
+from llmservice.core.config import Config
+from llmservice.core.decision import Apply, Decision, Delete
+from llmservice.core.observed import Child, ChildRef, DeploymentFacts, Manifest, Observed
+from llmservice.core.ownership import lost_fields
+from llmservice.core.resources import children as build
+from llmservice.core.resources.pod import build_pod_template
+from llmservice.core.revisions import Revision, content_hash, revision_hash, unpack_revision
+from llmservice.core.rollout import NoRoom, RolloutInput, RolloutPlan, plan_rollout
+from llmservice.core.validation import InvalidSpec, ValidSpec, validate_spec
+
+
+@dataclass(frozen=True, slots=True)
+class _Situation:
+    """What the steps below share: the valid spec, the revisions and how many pods each gets."""
+
+    observed: Observed
+    valid: ValidSpec
+    target: Revision
+    stored: Mapping[str, Revision]
+    deployments: Mapping[str, DeploymentFacts]
+    rollout: RolloutPlan
+    making_room: bool
+    """A new pod that waits for a place is about to get one from an old pod."""
+
+
+def reconcile(observed: Observed, config: Config) -> Decision:
+    """Decide what to do for one service, now."""
+    service = observed.service
+    if service.deleting:
+        return Decision()  # the garbage collector takes the children
+    valid = validate_spec(service.key.name, service.spec)
+    if isinstance(valid, InvalidSpec):
+        return _refuse(observed, valid)
+    situation = _assess(observed, valid)
+    new_status = _status(situation, config)
+    changed = new_status != service.status
+    return Decision(
+        apply=tuple(_to_apply(situation)),
+        delete=tuple(_to_delete(situation, config)),
+        status=new_status if changed else None,
+        events=status.status_events(service.status, new_status) if changed else (),
+        read_logs=tuple(health.logs_to_read(observed)),
+        requeue_after_seconds=_requeue_after(situation),
+    )
+
+
+def desired_children(observed: Observed) -> list[Manifest] | InvalidSpec:
+    """Every child as it should be, live or not; what ``llmservice render`` prints."""
+    valid = validate_spec(observed.service.key.name, observed.service.spec)
+    if isinstance(valid, InvalidSpec):
+        return valid
+    return [_stamped(manifest) for manifest in _desired(_assess(observed, valid))]
+
+
+def _refuse(observed: Observed, invalid: InvalidSpec) -> Decision:
+    """Say what is wrong; the pods of the earlier spec go on serving."""
+    service = observed.service
+    ready = sum(pod.ready for pod in observed.pods)
+    progress = status.Progress(
+        wanted=ready,
+        ready=ready,
+        rolled_out=False,
+        rolling=False,
+        problem=status.Problem(status.Reason.InvalidSpec, invalid.message, stalled=True),
+    )
+    new = {
+        **service.status,
+        "observedGeneration": service.generation,
+        "phase": status.phase(progress),
+        "readyReplicas": ready,
+        "conditions": status.build_conditions(observed, progress),
+    }
+    if new == service.status:
+        return Decision()
+    return Decision(status=new, events=status.status_events(service.status, new))
+
+
+def _assess(observed: Observed, valid: ValidSpec) -> _Situation:
+    stored = _stored_revisions(observed)
+    target = _target_revision(observed, valid, stored)
+    deployments = {
+        child.ref.name.removeprefix(f"{observed.service.key.name}-"): child.deployment
+        for child in observed.children.values()
+        if child.deployment is not None and not child.deleting
+    }
+    no_room = _no_room(observed, target, stored, deployments)
+    policy = valid.spec.rollout
+    rollout = plan_rollout(
+        RolloutInput(
+            target=target.hash,
+            wanted=valid.spec.replicas,
+            deployments=deployments,
+            policy=policy,
+            no_room=no_room,
+            now=observed.now,
+            replacing=_is_replacing(observed, target),
+        )
+    )
+    stopping = any(pod.deleting for pod in observed.pods)
+    making_room = stopping or bool(no_room and no_room.freeing_helps and policy.capacity != "Surge")
+    return _Situation(observed, valid, target, stored, deployments, rollout, making_room)
+
+
+def _stored_revisions(observed: Observed) -> dict[str, Revision]:
+    prefix = f"{observed.service.key.name}-"
+    return {
+        (hash_ := child.ref.name.removeprefix(prefix)): unpack_revision(hash_, child.revision)
+        for child in observed.children.values()
+        if child.revision is not None and not child.deleting
+    }
+
+
+def _target_revision(
+    observed: Observed, valid: ValidSpec, stored: Mapping[str, Revision]
+) -> Revision:
+    """The revision of the newest spec; a stored one keeps its template to the letter."""
+    hash_ = revision_hash(valid.spec)
+    latest = max((revision.number for revision in stored.values()), default=0)
+    known = stored.get(hash_)
+    if known is None:
+        name = observed.service.key.name
+        template = build_pod_template(name, hash_, valid.spec, valid.plan)
+        return Revision(hash_, latest + 1, template, valid.plan.version)
+    number = known.number if known.number == latest else latest + 1
+    return Revision(hash_, number, known.template, known.version)
+
+
+def _no_room(
+    observed: Observed,
+    target: Revision,
+    stored: Mapping[str, Revision],
+    deployments: Mapping[str, DeploymentFacts],
+) -> NoRoom | None:
+    """No new pod gets a place, and none is about to: neither one that loads nor one that stops."""
+    if any(pod.deleting for pod in observed.pods):
+        return None
+    unready = [p for p in observed.pods if p.revision == target.hash and not p.ready]
+    facts = deployments.get(target.hash)
+    if unready and not any(pod.scheduled for pod in unready):
+        message = unready[0].scheduling_message
+    elif facts is not None and facts.failure and facts.current_replicas < facts.replicas:
+        message = facts.failure
+    else:
+        return None
+    live = [stored[h] for h, d in deployments.items() if d.replicas and h in stored]
+    helps = any(_same_place(target, old) for old in live if old.hash != target.hash)
+    return NoRoom(_waiting_since(observed), message, helps)
+
+
+def _waiting_since(observed: Observed) -> datetime:
+    """Since when the status says that there is no room; now, if it does not."""
+    for condition in observed.service.status.get("conditions", ()):
+        is_waiting = condition["status"] == "False"
+        if condition["type"] == status.ConditionType.RolloutCapacity and is_waiting:
+            return datetime.fromisoformat(condition["lastTransitionTime"])
+    return observed.now
+
+
+def _same_place(new: Revision, old: Revision) -> bool:
+    """Whether a stopped pod of ``old`` leaves just the place that ``new`` asks for."""
+    fields = ("affinity", "nodeSelector", "tolerations", "topologySpreadConstraints")
+    new_pod, old_pod = new.template["spec"], old.template["spec"]
+    return (
+        all(new_pod.get(field) == old_pod.get(field) for field in fields)
+        and new.engine["resources"] == old.engine["resources"]
+    )
+
+
+def _is_replacing(observed: Observed, target: Revision) -> bool:
+    if observed.service.status.get("updatedRevision") != target.hash:
+        return False
+    return any(
+        c.get("type") == status.ConditionType.RolloutCapacity and c.get("reason") == "Replace"
+        for c in observed.service.status.get("conditions", ())
+    )
+
+
+# --- children -----------------------------------------------------------------------------------
+
+
+def _desired(situation: _Situation) -> Iterator[Manifest]:
+    """In the order in which they are applied: what pods need comes before pods."""
+    service, spec = situation.observed.service, situation.valid.spec
+    yield build.build_service_account(service)
+    yield build.build_entry_service(service, spec)
+    yield build.build_disruption_budget(service)
+    for hash_, replicas in sorted(situation.rollout.replicas.items()):
+        is_target = hash_ == situation.target.hash
+        revision = situation.target if is_target else situation.stored.get(hash_)
+        if revision is None or (not is_target and situation.rollout.complete):
+            continue
+        yield build.build_controller_revision(service, revision)
+        yield build.build_headless_service(service, hash_)
+        yield build.build_deployment(service, spec, revision, replicas)
+
+
+def _stamped(manifest: Manifest) -> Manifest:
+    """The manifest with the hash of its own content, by which a later look knows it again."""
+    annotations = {names.APPLIED_HASH_ANNOTATION: content_hash(manifest)}
+    return {**manifest, "metadata": {**manifest["metadata"], "annotations": annotations}}
+
+
+def _to_apply(situation: _Situation) -> Iterator[Apply]:
+    for manifest in map(_stamped, _desired(situation)):
+        ref = ChildRef(manifest["kind"], manifest["metadata"]["name"])
+        live = situation.observed.children.get(ref)
+        if not _is_current(live, manifest, situation.observed.service.uid):
+            yield Apply(ref, manifest, force=live is not None)
+
+
+def _is_current(live: Child | None, manifest: Manifest, owner_uid: str) -> bool:
+    if live is None:
+        return False
+    if live.deleting or live.controller_uid not in (None, owner_uid):
+        return True  # written when it is gone; another controller's object is not ours to touch
+    digest = manifest["metadata"]["annotations"][names.APPLIED_HASH_ANNOTATION]
+    return live.applied_hash == digest and not lost_fields(manifest, live.owned_fields)
+
+
+def _to_delete(situation: _Situation, config: Config) -> Iterator[Delete]:
+    """Once the target is alone: the other revisions' objects, and history over the limit."""
+    if not situation.rollout.complete:
+        return
+    prefix = f"{situation.observed.service.key.name}-"
+    others = sorted(
+        (r for r in situation.stored.values() if r.hash != situation.target.hash),
+        key=lambda revision: revision.number,
+        reverse=True,
+    )
+    kept = {situation.target.hash} | {r.hash for r in others[: config.revision_history_limit]}
+    for ref, child in sorted(situation.observed.children.items()):
+        if child.deleting or child.controller_uid != situation.observed.service.uid:
+            continue
+        hash_ = ref.name.removeprefix(prefix)
+        superseded = hash_ != situation.target.hash and (
+            ref.kind == "Deployment" or (ref.kind == "Service" and ref.name.startswith(prefix))
+        )
+        if superseded or (ref.kind == "ControllerRevision" and hash_ not in kept):
+            yield Delete(ref, child.uid)
+
+
+# --- status -------------------------------------------------------------------------------------
+
+
+def _status(situation: _Situation, config: Config) -> dict[str, Any]:
+    observed, target, rollout = situation.observed, situation.target, situation.rollout
+    service, old = observed.service, observed.service.status
+    pods = [pod for pod in observed.pods if not pod.deleting]
+    ready = sum(pod.ready for pod in pods)
+    rolling = any(
+        h != target.hash and (d.replicas or d.current_replicas)
+        for h, d in situation.deployments.items()
+    )
+    progress = status.Progress(
+        wanted=situation.valid.spec.replicas,
+        ready=ready,
+        rolled_out=rollout.complete,
+        rolling=rolling,
+        problem=health.find_problem(
+            observed,
+            target.hash,
+            situation.deployments.get(target.hash),
+            making_room=situation.making_room,
+        ),
+        capacity=_capacity(rollout) if rolling else None,
+    )
+    stable = target.hash if rollout.complete else old.get("stableRevision")
+    new = {
+        "observedGeneration": service.generation,
+        "phase": status.phase(progress),
+        "url": f"http://{service.key.name}.{service.key.namespace}.svc.{config.cluster_domain}"
+        f":{situation.valid.spec.service.port}/v1",
+        "replicas": len(pods),
+        "readyReplicas": ready,
+        "selector": ",".join(
+            f"{key}={value}"
+            for key, value in sorted(names.engine_selector(service.key.name).items())
+        ),
+        "stableRevision": stable,
+        "updatedRevision": target.hash,
+        "revisions": _revision_statuses(situation),
+        "engine": {
+            "image": target.engine["image"],
+            "version": target.version,
+            "arguments": target.engine["args"],
+        },
+        "conditions": status.build_conditions(observed, progress),
+    }
+    return {key: value for key, value in new.items() if value is not None}
+
+
+def _capacity(rollout: RolloutPlan) -> tuple[str, str, str]:
+    if rollout.waiting:
+        return "False", status.Reason.WaitingForRoom, rollout.why
+    return "True", str(rollout.capacity), rollout.why
+
+
+def _revision_statuses(situation: _Situation) -> list[dict[str, Any]]:
+    revisions = {**situation.stored, situation.target.hash: situation.target}
+    live = sorted(
+        (
+            revisions[hash_]
+            for hash_ in situation.rollout.replicas
+            if hash_ in revisions
+            and (hash_ == situation.target.hash or not situation.rollout.complete)
+        ),
+        key=lambda revision: -revision.number,
+    )
+    return [
+        {
+            "hash": revision.hash,
+            "number": revision.number,
+            "replicas": situation.rollout.replicas[revision.hash],
+            "readyReplicas": sum(
+                pod.ready and not pod.deleting and pod.revision == revision.hash
+                for pod in situation.observed.pods
+            ),
+        }
+        for revision in live
+    ]
+
+
+def _requeue_after(situation: _Situation) -> float | None:
+    at = situation.rollout.check_again_at
+    if at is None:
+        return None
+    return max(0.0, (at - situation.observed.now) / timedelta(seconds=1))

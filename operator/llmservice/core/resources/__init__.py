@@ -1,0 +1,1 @@
+"""Builders of child manifests: ``build_x(...) -> Manifest``, deterministic, nothing else."""
