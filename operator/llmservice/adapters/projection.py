@@ -1,0 +1,228 @@
+"""Live objects, reduced to what decisions look at, the moment they arrive.
+
+The reflector and the store use it. A live object may be anything: lists may be missing, numbers
+may be strings, a newer API may nest differently. What cannot be read is left out; nothing here
+raises (a missing optional list once brought down a rival's whole operator).
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from llmservice.api import names
+from llmservice.core.failures import ContainerState
+from llmservice.core.observed import (
+    Child,
+    ChildRef,
+    DeploymentFacts,
+    PodFacts,
+    RevisionFacts,
+    ServiceKey,
+)
+from llmservice.core.ownership import owned_fields
+from llmservice.core.revisions import pack_data
+
+_EPOCH = datetime.fromtimestamp(0, UTC)
+_INTERNED_LIMIT = 4096
+_interned: dict[str, str] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Which object, and which version of it."""
+
+    namespace: str
+    name: str
+    uid: str
+    resource_version: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoredService:
+    """An LLMService as the store keeps it: JSON bytes are a fifth of the dictionaries' size."""
+
+    uid: str
+    resource_version: str
+    generation: int
+    spec: bytes
+    status: bytes
+    deleting: bool
+
+
+def identity(live: Mapping[str, Any]) -> Identity:
+    """Name and version of any object."""
+    metadata = mapping(live.get("metadata"))
+    return Identity(
+        text(metadata.get("namespace")),
+        text(metadata.get("name")),
+        text(metadata.get("uid")),
+        text(metadata.get("resourceVersion")),
+    )
+
+
+def service_key(live: Mapping[str, Any]) -> ServiceKey | None:
+    """The service a child or pod belongs to, or None for a stranger.
+
+    A controlling LLMService says it; labels do for pods (a ReplicaSet controls them) and for
+    children whose owner reference was taken away.
+    """
+    metadata = mapping(live.get("metadata"))
+    namespace = text(metadata.get("namespace"))
+    controller, labels = _controller(metadata), mapping(metadata.get("labels"))
+    if controller.get("kind") == names.KIND:
+        name = text(controller.get("name"))
+    elif labels.get(names.MANAGED_BY_LABEL) == names.MANAGED_BY:
+        name = text(labels.get(names.SERVICE_LABEL))
+    else:
+        name = ""
+    return ServiceKey(namespace, name) if namespace and name else None
+
+
+def stored_service(live: Mapping[str, Any]) -> StoredService:
+    """The parts of an LLMService that a snapshot needs."""
+    metadata = mapping(live.get("metadata"))
+    who = identity(live)
+    return StoredService(
+        uid=who.uid,
+        resource_version=who.resource_version,
+        generation=number(metadata.get("generation")),
+        spec=_compact(mapping(live.get("spec"))),
+        status=_compact(mapping(live.get("status"))),
+        deleting=metadata.get("deletionTimestamp") is not None,
+    )
+
+
+def child(kind: str, live: Mapping[str, Any]) -> Child:
+    """A live child of ``kind``; list items lack their kind, so the caller says it."""
+    metadata = mapping(live.get("metadata"))
+    who = identity(live)
+    controller = _controller(metadata)
+    return Child(
+        ref=ChildRef(kind, who.name),
+        uid=who.uid,
+        resource_version=who.resource_version,
+        applied_hash=_text_or_none(
+            mapping(metadata.get("annotations")).get(names.APPLIED_HASH_ANNOTATION)
+        ),
+        owned_fields=_intern(owned_fields(metadata.get("managedFields"))),
+        controller_uid=_text_or_none(controller.get("uid")),
+        controller_kind=_text_or_none(controller.get("kind")),
+        deleting=metadata.get("deletionTimestamp") is not None,
+        deployment=_deployment(live) if kind == "Deployment" else None,
+        revision=_revision(live) if kind == "ControllerRevision" else None,
+    )
+
+
+def pod(live: Mapping[str, Any]) -> PodFacts:
+    """A live engine pod."""
+    metadata, status = mapping(live.get("metadata")), mapping(live.get("status"))
+    conditions = {text(c.get("type")): c for c in mappings(status.get("conditions"))}
+    scheduled = mapping(conditions.get("PodScheduled"))
+    engine = _engine_container(status)
+    return PodFacts(
+        name=text(metadata.get("name")),
+        uid=text(metadata.get("uid")),
+        revision=text(mapping(metadata.get("labels")).get(names.REVISION_LABEL)),
+        ready=mapping(conditions.get("Ready")).get("status") == "True",
+        created=_moment(metadata.get("creationTimestamp")),
+        scheduled=scheduled.get("status") != "False",
+        scheduling_message=text(scheduled.get("message")),
+        phase_reason=text(status.get("reason")),
+        deleting=metadata.get("deletionTimestamp") is not None,
+        container=None if engine is None else _container_state(engine),
+        running="running" in mapping((engine or {}).get("state")),
+    )
+
+
+def _controller(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
+    references = mappings(metadata.get("ownerReferences"))
+    return next((owner for owner in references if owner.get("controller") is True), {})
+
+
+def _deployment(live: Mapping[str, Any]) -> DeploymentFacts:
+    spec, status = mapping(live.get("spec")), mapping(live.get("status"))
+    failed = [
+        text(condition.get("message"))
+        for condition in mappings(status.get("conditions"))
+        if condition.get("type") == "ReplicaFailure" and condition.get("status") == "True"
+    ]
+    return DeploymentFacts(
+        replicas=number(spec.get("replicas"), default=1),
+        current_replicas=number(status.get("replicas")),
+        ready_replicas=number(status.get("readyReplicas")),
+        failure=failed[0] if failed else None,
+    )
+
+
+def _revision(live: Mapping[str, Any]) -> RevisionFacts:
+    return RevisionFacts(number(live.get("revision")), pack_data(dict(mapping(live.get("data")))))
+
+
+def _engine_container(status: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    containers = mappings(status.get("containerStatuses"))
+    return next((c for c in containers if c.get("name") == names.ENGINE_CONTAINER), None)
+
+
+def _container_state(container: Mapping[str, Any]) -> ContainerState:
+    state = mapping(container.get("state"))
+    waiting = mapping(state.get("waiting"))
+    # A container that runs or waits again says in lastState how its previous run ended.
+    ended = mapping(state.get("terminated")) or mapping(
+        mapping(container.get("lastState")).get("terminated")
+    )
+    return ContainerState(
+        names.ENGINE_CONTAINER,
+        container.get("ready") is True,
+        number(container.get("restartCount")),
+        _text_or_none(waiting.get("reason")),
+        _text_or_none(waiting.get("message")),
+        _text_or_none(ended.get("reason")),
+        number(ended.get("exitCode")) if ended else None,
+        _text_or_none(ended.get("message")),
+    )
+
+
+def _intern(value: str) -> str:
+    """One string for equal shapes; a thousand services have a handful of them."""
+    if len(_interned) >= _INTERNED_LIMIT:
+        _interned.clear()
+    return _interned.setdefault(value, value)
+
+
+def _compact(value: Mapping[str, Any]) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
+def _moment(value: object) -> datetime:
+    try:
+        moment = datetime.fromisoformat(text(value))
+    except ValueError:
+        return _EPOCH
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def mapping(value: object) -> Mapping[str, Any]:
+    """``value`` if it is a mapping, else an empty one."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def mappings(value: object) -> Iterator[Mapping[str, Any]]:
+    """The mappings in ``value`` if it is a list."""
+    items = value if isinstance(value, list) else ()
+    return (item for item in items if isinstance(item, Mapping))
+
+
+def text(value: object) -> str:
+    """``value`` if it is a string, else an empty one."""
+    return value if isinstance(value, str) else ""
+
+
+def number(value: object, default: int = 0) -> int:
+    """``value`` if it is an integer, else ``default``."""
+    return value if isinstance(value, int) and not isinstance(value, bool) else default
+
+
+def _text_or_none(value: object) -> str | None:
+    return value if isinstance(value, str) and value else None

@@ -1,0 +1,308 @@
+"""What the cluster holds, in memory: every service with its children and pods, ready to decide on.
+
+Filled by kopf (services), the reflectors (children, pods) and the answers to our own writes, so
+that nothing waits for the watch to repeat them. Events may come late or twice: an older one never
+replaces a newer one. Handlers read it as :class:`Observed`; it decides nothing.
+"""
+
+import json
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from enum import IntEnum
+from typing import Any
+
+from llmservice.adapters import projection
+from llmservice.adapters.projection import Identity, StoredService
+from llmservice.adapters.resources import LLM_SERVICE, POD
+from llmservice.api import names
+from llmservice.core.observed import (
+    ApplyError,
+    Child,
+    ChildRef,
+    CrashLog,
+    Observed,
+    PodFacts,
+    ServiceKey,
+    ServiceObject,
+)
+
+
+class Change(IntEnum):
+    """What an event meant for the service it belongs to; greater is more urgent."""
+
+    Nothing = 0  # known already, or of no interest to a decision
+    Facts = 1  # progress: replicas, readiness, pods
+    Shape = 2  # the user or another writer changed what has to be there
+
+
+@dataclass(frozen=True, slots=True)
+class Touched:
+    """A service that an event concerns."""
+
+    key: ServiceKey
+    change: Change
+
+
+@dataclass(slots=True)
+class _Entry:
+    service: StoredService | None = None
+    children: dict[ChildRef, Child] = field(default_factory=dict)
+    pods: dict[str, tuple[str, PodFacts]] = field(default_factory=dict)
+    """Pod name -> resource version and facts."""
+    logs: dict[str, tuple[int, bytes]] = field(default_factory=dict)
+    """Pod uid -> restart count and compressed text."""
+    errors: tuple[ApplyError, ...] = ()
+
+    @property
+    def empty(self) -> bool:
+        return self.service is None and not self.children and not self.pods
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where an object is kept."""
+
+    kind: str
+    namespace: str
+    name: str
+
+
+class Store:
+    """All that is known of the cluster; for one event loop."""
+
+    def __init__(self) -> None:
+        self._entries: dict[ServiceKey, _Entry] = {}
+        self._owners: dict[_Place, ServiceKey] = {}
+
+    # --- reading ------------------------------------------------------------------------------
+
+    def services(self) -> list[ServiceKey]:
+        """All services that exist."""
+        return [key for key, entry in self._entries.items() if entry.service is not None]
+
+    def snapshot(self, key: ServiceKey, now: datetime) -> Observed | None:
+        """Everything known of one service, or None if there is no such service."""
+        entry = self._entries.get(key)
+        if entry is None or entry.service is None:
+            return None
+        service = entry.service
+        return Observed(
+            service=ServiceObject(
+                key=key,
+                uid=service.uid,
+                generation=service.generation,
+                spec=json.loads(service.spec),
+                status=json.loads(service.status),
+                deleting=service.deleting,
+            ),
+            now=now,
+            children={
+                ref: replace(child, deleting=True) if _is_orphan(child, service.uid) else child
+                for ref, child in entry.children.items()
+            },
+            pods=tuple(facts for _, facts in entry.pods.values()),
+            crash_logs={
+                uid: CrashLog(count, zlib.decompress(text).decode())
+                for uid, (count, text) in entry.logs.items()
+            },
+            apply_errors=entry.errors,
+        )
+
+    # --- events -------------------------------------------------------------------------------
+
+    def put(self, kind: str, live: Mapping[str, Any]) -> Iterable[Touched]:
+        """Take in a live object of ``kind``; says which services it concerns."""
+        if kind == LLM_SERVICE.kind:
+            who = projection.identity(live)
+            return self._put_service(ServiceKey(who.namespace, who.name), live)
+        key = projection.service_key(live)
+        return () if key is None else self._put_owned(key, kind, live)
+
+    def put_child(self, key: ServiceKey, kind: str, live: Mapping[str, Any]) -> None:
+        """Take in a child that is known to belong to ``key``, whatever its labels say."""
+        self._put_owned(key, kind, live)
+
+    def remove(self, kind: str, live: Mapping[str, Any]) -> Iterable[Touched]:
+        """Take in that a live object is gone, unless a newer one took its name."""
+        who = projection.identity(live)
+        if kind == LLM_SERVICE.kind:
+            key = ServiceKey(who.namespace, who.name)
+            service = self._service(key)
+            if service is None or _is_older(who.resource_version, service.resource_version):
+                return ()
+            self.forget(key)
+            return (Touched(key, Change.Shape),)
+        return self._remove_owned(_Place(kind, who.namespace, who.name), who.resource_version)
+
+    def retain(
+        self, kind: str, namespace: str | None, seen: Iterable[Identity], resource_version: str
+    ) -> Iterable[Touched]:
+        """Take in a whole list: what it does not hold, and is no newer than it, is gone.
+
+        Args:
+            kind: what was listed.
+            namespace: where, None for everywhere.
+            seen: what the list held.
+            resource_version: version of the list.
+        """
+        listed = {(who.namespace, who.name) for who in seen}
+        touched: list[Touched] = []
+        for place in list(self._places(kind, namespace)):
+            if (place.namespace, place.name) in listed:
+                continue
+            gone = {
+                "metadata": {
+                    "namespace": place.namespace,
+                    "name": place.name,
+                    "resourceVersion": resource_version,
+                }
+            }
+            touched.extend(self.remove(kind, gone))
+        return touched
+
+    def forget(self, key: ServiceKey) -> None:
+        """The service is gone; its children and pods stay until the garbage collector is done."""
+        entry = self._entries.get(key)
+        if entry is None:
+            return
+        entry.service, entry.errors = None, ()
+        entry.logs.clear()
+        self._drop_if_empty(key)
+
+    # --- what carrying out a decision taught us -----------------------------------------------
+
+    def child(self, key: ServiceKey, ref: ChildRef) -> Child | None:
+        """One live child."""
+        entry = self._entries.get(key)
+        return None if entry is None else entry.children.get(ref)
+
+    def remove_child(self, key: ServiceKey, ref: ChildRef) -> None:
+        """A child that we deleted."""
+        entry = self._entries.get(key)
+        if entry is not None and entry.children.pop(ref, None) is not None:
+            self._owners.pop(_Place(ref.kind, key.namespace, ref.name), None)
+
+    def set_apply_errors(self, key: ServiceKey, errors: tuple[ApplyError, ...]) -> bool:
+        """What the last attempt met; True when it differs from the one before."""
+        entry = self._entries.get(key)
+        if entry is None or entry.errors == errors:
+            return False
+        entry.errors = errors
+        return True
+
+    def put_crash_log(self, key: ServiceKey, pod_uid: str, restart_count: int, text: str) -> None:
+        """The log of a crash; an empty one says that there is none to be had."""
+        entry = self._entries.get(key)
+        if entry is not None and any(facts.uid == pod_uid for _, facts in entry.pods.values()):
+            entry.logs[pod_uid] = (restart_count, zlib.compress(text.encode()))
+
+    # --- inside -------------------------------------------------------------------------------
+
+    def _service(self, key: ServiceKey) -> StoredService | None:
+        entry = self._entries.get(key)
+        return None if entry is None else entry.service
+
+    def _put_service(self, key: ServiceKey, live: Mapping[str, Any]) -> Iterable[Touched]:
+        new = projection.stored_service(live)
+        old = self._service(key)
+        if old is not None and not _is_newer(new.resource_version, old.resource_version):
+            return ()
+        self._entries.setdefault(key, _Entry()).service = new
+        if old is None:
+            return (Touched(key, Change.Facts),)
+        if (old.uid, old.generation, old.deleting) != (new.uid, new.generation, new.deleting):
+            return (Touched(key, Change.Shape),)
+        if replace(new, resource_version=old.resource_version) != old:
+            return (Touched(key, Change.Facts),)
+        return ()
+
+    def _put_owned(self, key: ServiceKey, kind: str, live: Mapping[str, Any]) -> Iterable[Touched]:
+        who = projection.identity(live)
+        place = _Place(kind, who.namespace, who.name)
+        before = self._owners.get(place)
+        moved: tuple[Touched, ...] = ()
+        if before is not None and before != key:
+            moved = tuple(self._remove_owned(place, who.resource_version))
+        entry = self._entries.setdefault(key, _Entry())
+        change = _put_pod(entry, who, live) if kind == POD.kind else _put_child(entry, kind, live)
+        self._owners[place] = key
+        return (*moved, Touched(key, change)) if change else moved
+
+    def _remove_owned(self, place: _Place, resource_version: str) -> Iterable[Touched]:
+        key = self._owners.get(place)
+        if key is None:
+            return ()
+        entry = self._entries[key]
+        if place.kind == POD.kind:
+            stored, facts = entry.pods[place.name]
+            if _is_older(resource_version, stored):
+                return ()
+            del entry.pods[place.name]
+            entry.logs.pop(facts.uid, None)
+        else:
+            ref = ChildRef(place.kind, place.name)
+            if _is_older(resource_version, entry.children[ref].resource_version):
+                return ()
+            del entry.children[ref]
+        del self._owners[place]
+        self._drop_if_empty(key)
+        return (Touched(key, Change.Facts if place.kind == POD.kind else Change.Shape),)
+
+    def _places(self, kind: str, namespace: str | None) -> Iterator[_Place]:
+        if kind == LLM_SERVICE.kind:
+            places = (_Place(kind, key.namespace, key.name) for key in self.services())
+        else:
+            places = (place for place in self._owners if place.kind == kind)
+        return (place for place in places if namespace in (None, place.namespace))
+
+    def _drop_if_empty(self, key: ServiceKey) -> None:
+        if self._entries[key].empty:
+            del self._entries[key]
+
+
+def _put_child(entry: _Entry, kind: str, live: Mapping[str, Any]) -> Change:
+    new = projection.child(kind, live)
+    old = entry.children.get(new.ref)
+    if old is not None and not _is_newer(new.resource_version, old.resource_version):
+        return Change.Nothing
+    entry.children[new.ref] = new
+    if old is None:
+        return Change.Facts
+    if replace(new, resource_version=old.resource_version) == old:
+        return Change.Nothing
+    same_shape = (new.uid, new.owned_fields, new.applied_hash, new.controller_uid) == (
+        old.uid,
+        old.owned_fields,
+        old.applied_hash,
+        old.controller_uid,
+    )
+    return Change.Facts if same_shape else Change.Shape
+
+
+def _put_pod(entry: _Entry, who: Identity, live: Mapping[str, Any]) -> Change:
+    stored, old = entry.pods.get(who.name, ("", None))
+    if old is not None and not _is_newer(who.resource_version, stored):
+        return Change.Nothing
+    new = projection.pod(live)
+    entry.pods[who.name] = (who.resource_version, new)
+    if old is not None and old.uid != new.uid:
+        entry.logs.pop(old.uid, None)
+    return Change.Nothing if new == old else Change.Facts
+
+
+def _is_orphan(child: Child, service_uid: str) -> bool:
+    """Whether the child belongs to a deleted service of the same name: it is being collected."""
+    return child.controller_kind == names.KIND and child.controller_uid != service_uid
+
+
+def _is_newer(version: str, than: str) -> bool:
+    """Whether an event tells something new. Versions that are no numbers only tell same or not."""
+    if version.isdigit() and than.isdigit():
+        return int(version) > int(than)
+    return version != than
+
+
+def _is_older(version: str, than: str) -> bool:
+    return version.isdigit() and than.isdigit() and int(version) < int(than)

@@ -1,0 +1,129 @@
+"""What the operator says about itself: Prometheus metrics, and whether it is alive and ready.
+
+One HTTP port serves ``/metrics``, ``/healthz`` (the event loop turns) and ``/readyz`` (this
+instance does its part: it leads with full caches, or stands by with the API server in reach).
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+
+from aiohttp import web
+from prometheus_client import (
+    GC_COLLECTOR,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+
+
+class Telemetry:
+    """The metrics of one operator; each has its own registry, so two can live in one process."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        self.registry.register(GC_COLLECTOR)
+        self.reconcile_seconds = Histogram(
+            "llmservice_reconcile_seconds",
+            "Time to bring one service up to date, writes included",
+            ["result"],
+            buckets=_BUCKETS,
+            registry=self.registry,
+        )
+        self.writes = Counter(
+            "llmservice_writes",
+            "Requests sent that change something",
+            ["verb", "kind"],
+            registry=self.registry,
+        )
+        self.errors = Counter(
+            "llmservice_errors",
+            "Reconciles that failed, by kind of error; Bug is a fault of the operator itself",
+            ["error"],
+            registry=self.registry,
+        )
+        self.leader = Gauge(
+            "llmservice_leader", "1 while this instance may write", registry=self.registry
+        )
+        self.queue_depth = Gauge(
+            "llmservice_queue_depth", "Services waiting for a worker", registry=self.registry
+        )
+        self.queue_oldest_seconds = Gauge(
+            "llmservice_queue_oldest_seconds",
+            "How long the longest waiting service has waited",
+            registry=self.registry,
+        )
+
+    def count_write(self, verb: str, kind: str) -> None:
+        """Count one request that changes something."""
+        self.writes.labels(verb, kind).inc()
+
+    def watch_ages(self, ages: Callable[[], Mapping[tuple[str, str], float]]) -> None:
+        """Publish the seconds since each watch said anything, by kind and namespace."""
+        self.registry.register(_WatchAges(ages))
+
+
+class _WatchAges:
+    """Read when scraped, so that a silent watch ages without anybody's help."""
+
+    def __init__(self, ages: Callable[[], Mapping[tuple[str, str], float]]) -> None:
+        self._ages = ages
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        family = GaugeMetricFamily(
+            "llmservice_watch_last_event_seconds",
+            "Seconds since the API server last said anything on a watch, bookmarks included",
+            labels=["kind", "namespace"],
+        )
+        for labels, seconds in self._ages().items():
+            family.add_metric(labels, seconds)
+        yield family
+
+
+class HealthServer:
+    """Serves a :class:`Telemetry` and two questions.
+
+    Args:
+        telemetry: what to serve under ``/metrics``.
+        ready: whether this instance does its part, and in words why not.
+    """
+
+    def __init__(self, telemetry: Telemetry, ready: Callable[[], tuple[bool, str]]) -> None:
+        self._telemetry = telemetry
+        self._ready = ready
+        application = web.Application()
+        application.router.add_get("/healthz", self._healthz)
+        application.router.add_get("/readyz", self._readyz)
+        application.router.add_get("/metrics", self._metrics)
+        self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=1)
+        self.port = 0
+
+    async def start(self, port: int) -> None:
+        """Listen on all addresses; port 0 takes any free one (see :attr:`port`)."""
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, host=None, port=port)
+        await site.start()
+        self.port = self._runner.addresses[0][1]
+
+    async def close(self) -> None:
+        """Stop listening."""
+        await self._runner.cleanup()
+
+    async def _healthz(self, _: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def _readyz(self, _: web.Request) -> web.Response:
+        ready, why = self._ready()
+        return web.Response(status=200 if ready else 503, text=f"{why}\n")
+
+    async def _metrics(self, _: web.Request) -> web.Response:
+        return web.Response(
+            body=generate_latest(self._telemetry.registry),
+            headers={"Content-Type": CONTENT_TYPE_LATEST},
+        )

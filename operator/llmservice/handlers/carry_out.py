@@ -1,0 +1,150 @@
+"""The single steps of a decision: apply or delete a child, read a crashed container's log.
+
+Says what came of each: done, refused for good (an :class:`ApplyError`, which belongs in the
+status), or a :class:`ClusterError` that another try may get past. What is not ours is not touched.
+"""
+
+import asyncio
+import logging
+from collections.abc import Iterable
+
+from llmservice.adapters import projection
+from llmservice.adapters.ports import (
+    Cluster,
+    ClusterError,
+    Conflict,
+    Forbidden,
+    Invalid,
+    NotFound,
+    Resource,
+    TooManyRequests,
+    Unavailable,
+)
+from llmservice.adapters.resources import CHILDREN
+from llmservice.adapters.store import Store
+from llmservice.api import names
+from llmservice.core.decision import Apply, Delete, LogRequest
+from llmservice.core.observed import (
+    ApplyError,
+    ApplyErrorKind,
+    Child,
+    ServiceKey,
+    ServiceObject,
+)
+
+_log = logging.getLogger(__name__)
+
+_NEVER_SEEN = "1"
+"""A resource version that no object has: an apply with it creates, and never takes over."""
+_LOG_LINES = 400
+_LOG_SECONDS = 5.0
+
+
+class CarryOut:
+    """Carries out the steps of decisions.
+
+    Args:
+        cluster: fenced.
+        store: is told what the API server answered, so that nobody waits for the watch.
+    """
+
+    def __init__(self, cluster: Cluster, store: Store) -> None:
+        self._cluster = cluster
+        self._store = store
+
+    async def apply(self, service: ServiceObject, apply: Apply) -> ApplyError | None:
+        """Write one child.
+
+        Returns:
+            None when it is written, else why it will not be until something changes.
+
+        Raises:
+            ClusterError: it may work the next time.
+        """
+        resource = CHILDREN[apply.ref.kind]
+        child = self._store.child(service.key, apply.ref) if apply.force else None
+        if child is not None and not _is_ours(child, service.uid):
+            return _foreign(apply, child)
+        pinned = {"uid": child.uid} if child else {"resourceVersion": _NEVER_SEEN}
+        try:
+            live = await self._cluster.apply(
+                resource,
+                service.key.namespace,
+                {**apply.manifest, "metadata": {**apply.manifest["metadata"], **pinned}},
+                field_manager=names.CHILD_MANAGER,
+                force=child is not None,
+            )
+        except Conflict:
+            return await self._meet(service, apply, resource, child)
+        except Invalid as error:
+            return ApplyError(apply.ref, ApplyErrorKind.Invalid, str(error))
+        except Forbidden as error:
+            return ApplyError(apply.ref, ApplyErrorKind.Forbidden, str(error))
+        self._store.put_child(service.key, apply.ref.kind, live)
+        return None
+
+    async def delete(self, key: ServiceKey, delete: Delete) -> None:
+        """Delete one child, if it is the one that was meant."""
+        try:
+            await self._cluster.delete(
+                CHILDREN[delete.ref.kind], key.namespace, delete.ref.name, uid=delete.uid
+            )
+        except Conflict:
+            _log.info("%s: %s is another object by now; left alone", key, delete.ref)
+        self._store.remove_child(key, delete.ref)
+
+    async def read_logs(self, key: ServiceKey, requests: Iterable[LogRequest]) -> None:
+        """Read the logs of crashed containers; one that cannot be read counts as empty."""
+        await asyncio.gather(*(self._read_log(key, request) for request in requests))
+
+    async def _read_log(self, key: ServiceKey, request: LogRequest) -> None:
+        try:
+            async with asyncio.timeout(_LOG_SECONDS):
+                text = await self._cluster.pod_log(
+                    key.namespace,
+                    request.pod,
+                    container=request.container,
+                    previous=request.previous,
+                    tail_lines=_LOG_LINES,
+                )
+        except TooManyRequests:
+            raise
+        except (ClusterError, TimeoutError) as error:
+            _log.info("%s: no log of pod %s: %s", key, request.pod, error)
+            text = ""
+        self._store.put_crash_log(key, request.pod_uid, request.restart_count, text)
+
+    async def _meet(
+        self, service: ServiceObject, apply: Apply, resource: Resource, seen: Child | None
+    ) -> ApplyError | None:
+        """The object is not the one we know: is it ours, and only news to us?"""
+        try:
+            live = await self._cluster.get(resource, service.key.namespace, apply.ref.name)
+        except NotFound:
+            self._store.remove_child(service.key, apply.ref)
+            raise Unavailable(f"{apply.ref} went away while it was written") from None
+        child = projection.child(apply.ref.kind, live)
+        if not _is_ours(child, service.uid) and not child.deleting:
+            return _foreign(apply, child)
+        self._store.put_child(service.key, apply.ref.kind, live)
+        if child.deleting or (seen is not None and seen.uid == child.uid):
+            raise Unavailable(f"{apply.ref} changed while it was written")
+        return None
+
+
+def _is_ours(child: Child, service_uid: str) -> bool:
+    """Whether a child is controlled by the service, or by nobody any more but was made by us."""
+    if child.controller_uid is None:
+        return child.owned_fields != "{}" or child.applied_hash is not None
+    return child.controller_uid == service_uid
+
+
+def _foreign(apply: Apply, child: Child) -> ApplyError:
+    if child.controller_uid is None:
+        whose = "was not made by this operator"
+    elif child.controller_kind == names.KIND:
+        whose = "belongs to another LLMService"
+    else:
+        whose = f"is controlled by a {child.controller_kind}"
+    message = f"an object of this name exists and {whose}; delete it or rename the service"
+    return ApplyError(apply.ref, ApplyErrorKind.Conflict, message)
