@@ -1,0 +1,33 @@
+{{/* Name of everything in this release; short enough for suffixes and pod hashes. */}}
+{{- define "llmservice.fullname" -}}
+{{- $name := ternary .Release.Name (printf "%s-%s" .Release.Name .Chart.Name) (contains .Chart.Name .Release.Name) -}}
+{{- $name | trunc 40 | trimSuffix "-" -}}
+{{- end }}
+
+{{- define "llmservice.serviceAccountName" -}}
+{{- default (include "llmservice.fullname" .) .Values.serviceAccount.name -}}
+{{- end }}
+
+{{/* Selectors cannot change, so nothing that an upgrade may change belongs here. */}}
+{{- define "llmservice.selectorLabels" -}}
+app.kubernetes.io/name: llmservice-operator
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{- define "llmservice.labels" -}}
+{{ include "llmservice.selectorLabels" . }}
+app.kubernetes.io/component: operator
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+{{- end }}
+
+{{- define "llmservice.image" -}}
+{{- with .Values.image -}}
+{{- if .digest -}}
+{{ .repository }}@{{ .digest }}
+{{- else -}}
+{{ .repository }}:{{ default $.Chart.AppVersion .tag }}
+{{- end -}}
+{{- end -}}
+{{- end }}

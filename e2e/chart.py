@@ -1,0 +1,50 @@
+"""Installs `charts/llmservice` with the images of the working tree, and takes it out again."""
+
+from e2e.cluster.paths import REPOSITORY
+from e2e.cluster.progress import ClusterError
+from e2e.kubectl import Kubectl
+
+CHART = REPOSITORY / "charts" / "llmservice"
+RELEASE = "llmservice"
+NAMESPACE = "llmservice-system"
+OPERATOR = f"deployment/{RELEASE}"
+CRD = "crd/llmservices.llmservice.dev"
+
+_WAIT = "--timeout=180s"
+
+
+def install(kubectl: Kubectl, image: str) -> None:
+    """Install or upgrade the release; returns when the operator's pods are ready.
+
+    Args:
+        kubectl: the cluster.
+        image: the operator's image with its tag, as the nodes know it.
+    """
+    repository, _, tag = image.rpartition(":")
+    # The strictest Pod Security level: the API server itself refuses a pod that asks for more.
+    kubectl.apply(restricted_namespace(NAMESPACE))
+    kubectl.within(NAMESPACE).call_helm(
+        *("upgrade", "--install", RELEASE, str(CHART), "--wait", _WAIT),
+        *(f"--set-string=image.repository={repository}", f"--set-string=image.tag={tag}"),
+    )
+
+
+def uninstall(kubectl: Kubectl) -> None:
+    """Remove the release and its namespace; the CRD too, unless somebody's services need it."""
+    there = kubectl.within(NAMESPACE)
+    if there.find(f"namespace/{NAMESPACE}") is None:
+        return
+    there.call_helm("uninstall", RELEASE, "--ignore-not-found", "--wait", _WAIT)
+    there("delete", "namespace", NAMESPACE, "--wait=false")
+    try:
+        in_use = bool(kubectl("get", "llmservices", "--all-namespaces", "-o=name").strip())
+    except ClusterError:
+        return  # the kind is unknown: its CRD is gone already
+    if not in_use:
+        kubectl("delete", CRD, "--ignore-not-found")
+
+
+def restricted_namespace(name: str) -> dict[str, object]:
+    """A namespace that admits only pods of the restricted Pod Security Standard."""
+    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+    return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}

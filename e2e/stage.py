@@ -1,0 +1,67 @@
+"""What every e2e test is handed: the way to a cluster with the chart, and to its own services."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from e2e.cluster.processes import wait_until
+from e2e.follow import condition, follow, is_settled
+from e2e.kubectl import JSON, Kubectl
+from e2e.traffic import Gate
+
+Make = Callable[[JSON], str]
+"""Applies an LLMService for the length of a test; its name."""
+
+_SETTLE_SECONDS = 180
+_DRAIN_SECONDS = 120
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a test needs: the cluster, the way to its services, and the images on it."""
+
+    kubectl: Kubectl
+    """Set to the tests' namespace."""
+    gate: Gate
+    engine: str
+    """Engine image, as the nodes know it."""
+    operator: str
+    """Operator image, as the nodes know it."""
+
+    def url(self, service: str) -> str:
+        """Base URL of a service in the tests' namespace."""
+        return self.gate.url(self.kubectl.namespace, service)
+
+    def settle(self, name: str, seconds: float = _SETTLE_SECONDS) -> JSON:
+        """Wait until the newest spec of a service runs, and nothing else of it."""
+        return follow(self.kubectl, name, is_settled, seconds=seconds)
+
+    def pods(self, name: str) -> list[JSON]:
+        """The engine pods of a service that are not being stopped."""
+        pods = self.kubectl.items("pods", f"llmservice.dev/service={name}")
+        return [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
+
+    def await_reason(self, name: str, kind: str, reason: str, seconds: float = 120) -> JSON:
+        """Wait until a service has a condition of this type with this reason; the condition."""
+        found: JSON = {}
+
+        def has_reason(service: JSON) -> bool:
+            found.update(condition(service, kind) or {})
+            return found.get("reason") == reason
+
+        follow(self.kubectl, name, has_reason, seconds=seconds, may_stall=True)
+        return found
+
+    def await_drain(self, name: str) -> None:
+        """Wait until the last pod of an old revision is gone."""
+        revision = self.kubectl.get(f"llmservice/{name}")["status"]["stableRevision"]
+        old = f"llmservice.dev/service={name},llmservice.dev/revision!={revision}"
+        wait_until(
+            lambda: not self.kubectl.items("pods", old),
+            what=f"the end of the old pods of {name}",
+            seconds=_DRAIN_SECONDS,
+        )
+
+    def revisions(self, name: str) -> set[str]:
+        """Hashes of all revisions of a service that are remembered."""
+        found = self.kubectl.items("controllerrevisions", f"llmservice.dev/service={name}")
+        return {each["metadata"]["labels"]["llmservice.dev/revision"] for each in found}

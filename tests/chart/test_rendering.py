@@ -1,0 +1,168 @@
+"""What `helm template` makes of the chart, variant by variant."""
+
+from typing import Any
+
+import pytest
+import yaml
+
+from e2e.chart import CHART
+from e2e.cluster.paths import REPOSITORY
+
+pytestmark = pytest.mark.contract
+
+VARIANTS = {
+    "defaults": (),
+    "namespaced": ("namespaces={a,b}",),
+    "without CRD": ("crd.install=false",),
+    "one replica, no budget": ("replicas=1", "podDisruptionBudget.enabled=false"),
+    "monitored": ("podMonitor.enabled=true", "podMonitor.labels.team=x"),
+    "by digest": (f"image.digest=sha256:{'0' * 64}",),
+    "placed": (
+        "nodeSelector.disk=ssd",
+        "priorityClassName=system-cluster-critical",
+        "tolerations[0].operator=Exists",
+        "imagePullSecrets[0].name=registry",
+        "podLabels.team=x",
+        "podAnnotations.note=y",
+        "serviceAccount.name=op",
+        "serviceAccount.annotations.role=z",
+    ),
+}
+
+TYPOS = {
+    "replica=3": "replica",
+    "image.tags=v1": "tags",
+    "image.digest=latest": "digest",
+    "image.repository=": "repository",
+    "namespaces={Team_A}": "namespaces",
+    "namespaces={a,a}": "namespaces",
+    "crd.create=false": "create",
+    "replicas=two": "replicas",
+    "resources.limit.memory=1Gi": "limit",
+    "podMonitor.interval=soon": "interval",
+    "workers=0": "workers",
+}
+
+
+def of_kind(manifests: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
+    return [manifest for manifest in manifests if manifest["kind"] == kind]
+
+
+def the(manifests: list[dict[str, Any]], kind: str) -> dict[str, Any]:
+    (found,) = of_kind(manifests, kind)
+    return found
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_passes_strict_lint(helm, variant):
+    """Helm's own linter finds nothing to complain about."""
+    words = [f"--set={setting}" for setting in VARIANTS[variant]]
+    assert "0 chart(s) failed" in helm("lint", "--strict", str(CHART), *words)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_no_object_appears_twice_or_outside_its_namespace(helm, variant):
+    """Every namespaced object names its namespace, and no two share kind, namespace and name."""
+    manifests = helm.template(*VARIANTS[variant])
+    cluster_wide = {"ClusterRole", "ClusterRoleBinding", "CustomResourceDefinition"}
+    named = [(m["kind"], m["metadata"].get("namespace"), m["metadata"]["name"]) for m in manifests]
+    assert len(set(named)) == len(named)
+    assert all((kind in cluster_wide) == (namespace is None) for kind, namespace, _ in named)
+
+
+@pytest.mark.parametrize(("setting", "field"), TYPOS.items())
+def test_the_schema_refuses_what_the_chart_does_not_know(helm, setting, field):
+    """A misspelt or senseless value is an error that names the field, never ignored."""
+    with pytest.raises(Exception, match=field):
+        helm.template(setting)
+
+
+def test_a_parent_chart_may_pass_its_global_values(helm):
+    """Helm hands `global` to every subchart."""
+    assert helm.template("global.region=eu")
+
+
+def test_the_crd_is_the_generated_one_and_outlives_the_release(helm):
+    """The rendered CRD equals crds/ but for the annotation that makes `helm uninstall` keep it."""
+    rendered = the(helm.template(), "CustomResourceDefinition")
+    annotations = rendered["metadata"].pop("annotations")
+    committed = REPOSITORY / "crds" / "llmservices.llmservice.dev.yaml"
+    assert yaml.safe_load(committed.read_text()) == rendered
+    assert {"helm.sh/resource-policy": "keep"} == annotations
+
+
+def test_the_crd_can_be_left_to_somebody_else(helm):
+    """crd.install=false renders none."""
+    assert [] == of_kind(helm.template("crd.install=false"), "CustomResourceDefinition")
+
+
+def test_pods_ask_for_no_more_than_the_restricted_standard_allows(helm):
+    """Non-root, no privileges, nothing writable, default seccomp, bounded memory."""
+    pod = the(helm.template(), "Deployment")["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}} == pod[
+        "securityContext"
+    ]
+    assert {
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+        "readOnlyRootFilesystem": True,
+    } == container["securityContext"]
+    assert "volumes" not in pod
+    assert "memory" in container["resources"]["limits"]
+    assert "cpu" not in container["resources"]["limits"]
+
+
+def test_two_pods_spread_and_are_not_drained_together(helm):
+    """The default survives the loss of a node and a node drain."""
+    manifests = helm.template()
+    deployment = the(manifests, "Deployment")["spec"]
+    labels = deployment["template"]["metadata"]["labels"]
+    (spread,) = deployment["template"]["spec"]["topologySpreadConstraints"]
+    budget = the(manifests, "PodDisruptionBudget")["spec"]
+    assert deployment["replicas"] == 2
+    assert spread["topologyKey"] == "kubernetes.io/hostname"
+    assert budget["maxUnavailable"] == 1
+    for selector in (deployment["selector"], spread["labelSelector"], budget["selector"]):
+        assert selector["matchLabels"].items() <= labels.items()
+
+
+def test_a_digest_wins_over_the_tag(helm):
+    """What is pinned by digest is run by digest."""
+    digest = f"sha256:{'a' * 64}"
+    manifests = helm.template(
+        "image.repository=r.example/op", "image.tag=v1", f"image.digest={digest}"
+    )
+    (container,) = the(manifests, "Deployment")["spec"]["template"]["spec"]["containers"]
+    assert f"r.example/op@{digest}" == container["image"]
+
+
+def test_the_default_tag_is_the_version_of_the_application(helm):
+    """An untouched release runs the image of its own version."""
+    version = yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"]
+    (container,) = the(helm.template(), "Deployment")["spec"]["template"]["spec"]["containers"]
+    assert container["image"].endswith(f":{version}")
+
+
+def test_the_operator_is_started_with_the_words_its_command_line_knows(helm):
+    """The Deployment's arguments parse, and the lease is in the release's namespace."""
+    from llmservice import cli
+
+    manifests = helm.template("namespaces={a,b}")
+    (container,) = the(manifests, "Deployment")["spec"]["template"]["spec"]["containers"]
+    parsed = cli._parser().parse_args(container["args"])
+    assert parsed.command == "operator"
+    assert parsed.lease_namespace == "llmservice-system"
+    assert parsed.namespaces == "a,b"
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert {"http": parsed.port} == ports
+
+
+def test_a_pod_monitor_appears_only_when_asked_for(helm):
+    """Clusters without the Prometheus operator must be able to install the chart."""
+    assert [] == of_kind(helm.template(), "PodMonitor")
+    monitor = the(helm.template("podMonitor.enabled=true", "podMonitor.labels.a=b"), "PodMonitor")
+    assert monitor["metadata"]["labels"]["a"] == "b"
+    assert monitor["spec"]["podMetricsEndpoints"] == [
+        {"port": "http", "path": "/metrics", "interval": "30s"}
+    ]
