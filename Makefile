@@ -51,6 +51,10 @@ generate: setup ## Rewrite what is generated: CRD, chart copies
 	@$(RUN) llmservice crds > crds/llmservices.llmservice.dev.yaml
 	@$(RUN) python -m tests.chart.generate
 
+.PHONY: flags
+flags: setup ## Rewrite the flag table from vLLM wheels: make flags WHEELS=folder
+	@$(RUN) python -m tests.flags.generate "$(WHEELS)" operator/llmservice/data/vllm-flags.json
+
 .PHONY: golden
 golden: setup ## Rewrite the golden manifests; review them as a diff
 	@$(RUN) pytest -q tests/golden --update-golden

@@ -13,6 +13,7 @@ from llmservice.api import names
 from llmservice.api.rules import Violation
 from llmservice.api.v1alpha1 import LLMServiceSpec, Parallelism
 from llmservice.core import flags
+from llmservice.core.extra_args import check_extra_args
 from llmservice.core.quantities import parse_bytes
 
 MODELS_DIR = "/models"
@@ -78,7 +79,8 @@ RESERVED_FLAGS: dict[str, str] = {
     "--host": "spec.service.port",
     "--port": "spec.service.port",
     "--shutdown-timeout": "spec.engine.drainTimeoutSeconds",
-    "--disable-access-log-for-endpoints": "nothing: the operator sets it",
+    "--disable-access-log-for-endpoints": "the operator sets it",
+    "--config": "use the fields of spec.engine: what a file says cannot be checked",
     "--api-key": "spec.engine.env (VLLM_API_KEY with valueFrom.secretKeyRef)",
 }
 """Canonical flag -> the field that owns it; ``extraArgs`` may not carry these."""
@@ -137,9 +139,7 @@ def plan_engine(service: str, spec: LLMServiceSpec) -> EnginePlan | InvalidEngin
         *_unavailable_knobs(spec, table, version.minor),
         *(
             Violation(f"spec.engine.extraArgs[{problem.index}]", problem.message)
-            for problem in flags.check_extra_args(
-                spec.engine.extra_args, version.minor, RESERVED_FLAGS
-            )
+            for problem in check_extra_args(spec.engine.extra_args, version.minor, RESERVED_FLAGS)
         ),
     ]
     if violations:

@@ -7,12 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llmservice.core.extra_args import ArgProblem, check_extra_args
 from llmservice.core.flags import (
-    ArgProblem,
     FlagKind,
     ResolvedVersion,
     UnsupportedVersion,
-    check_extra_args,
     flag_table,
     resolve_version,
     supported_versions,
