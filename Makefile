@@ -74,7 +74,7 @@ contract: setup binaries ## Tests against a real kube-apiserver with its control
 
 .PHONY: e2e
 e2e: setup ## Tests on a real cluster with the chart installed and real vLLM pods
-	@$(RUN) pytest -q -m e2e e2e
+	@$(RUN) pytest -q -m e2e tests e2e
 
 .PHONY: demo
 demo: setup ## A real cluster, the operator from this tree, a completion, a rollout
