@@ -147,7 +147,7 @@ RULES: tuple[Rule, ...] = (
         "cpu-needs-kv-size",
         "spec",
         f"!{_IS_CPU} || (has(self.engine) && has(self.engine.kvCacheMemoryBytes))",
-        "engine.kvCacheMemoryBytes is required on cpu, for instance 1Gi: without it vLLM reserves"
+        "set engine.kvCacheMemoryBytes on cpu, for instance to 1Gi: without it vLLM reserves"
         " most of the node's memory, whatever the container's limit",
         field="engine",
     ),

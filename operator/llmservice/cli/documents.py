@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Hashable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import yaml
 
@@ -40,20 +40,44 @@ class _Loader(yaml.SafeLoader):
 
     yaml_constructors: ClassVar[dict[str | None, Any]] = {}
 
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._checked: set[yaml.MappingNode] = set()
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:  # noqa: FBT001, FBT002 - PyYAML's signature
-        """Refuse a key that is given twice, and one that is no scalar."""
+        """Keys are texts, as in JSON; one that is given twice or is no scalar is refused."""
+        self._check_keys(node)
+        self.flatten_mapping(node)
+        return {
+            self._key_text(key): self.construct_object(value, deep=deep)
+            for key, value in node.value
+        }
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Check the keys as written before those of merged maps are put beside them."""
+        self._check_keys(node)
+        super().flatten_mapping(node)
+
+    def _check_keys(self, node: yaml.MappingNode) -> None:
+        if node in self._checked:
+            return
+        self._checked.add(node)
         seen = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=deep)
-            if not isinstance(key_node, yaml.ScalarNode):
-                raise yaml.constructor.ConstructorError(
-                    None, None, "a key must be a scalar", key_node.start_mark
-                )
+            key = self._key_text(key_node)
             if key in seen:
-                problem = f"the key {key!r} is given twice"
-                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
+                _refuse(f"the key {key!r} is given twice", key_node)
             seen.add(key)
-        return super().construct_mapping(node, deep)
+
+    def _key_text(self, node: yaml.Node) -> str:
+        if not isinstance(node, yaml.ScalarNode):
+            _refuse("a key must be a scalar", node)
+        key = self.construct_object(node)
+        return key if isinstance(key, str) else json.dumps(key)
+
+
+def _refuse(problem: str, node: yaml.Node) -> NoReturn:
+    raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
 
 
 def _construct_bool(_: _Loader, node: yaml.ScalarNode) -> bool:
@@ -64,9 +88,7 @@ def _construct_number(_: _Loader, node: yaml.ScalarNode) -> int | float | str:
     text = str(node.value)
     digits = text.replace("_", "")
     if _NOT_FINITE.match(text):
-        raise yaml.constructor.ConstructorError(
-            None, None, f"{text} is no number that JSON knows", node.start_mark
-        )
+        _refuse(f"{text} is no number that JSON knows", node)
     try:
         return int(_OCTAL.sub(r"\g<1>0o\2", digits), 0)
     except ValueError:

@@ -1,170 +1,229 @@
-"""``llmservice status``: how a service is, why, and what to do, in words; once or until it settles.
+"""``llmservice status``: how services are, once or until they settle.
 
-Everything shown comes from the resource's own status. Exit codes: 0 all shown services are ready,
-1 one is not (or there is none), 3 the cluster cannot be reached.
+Exit codes: 0 every service asked for is ready; 1 one is not, is stalled, or is not there; 3 the
+cluster cannot be reached or refuses us. On a terminal the phase is coloured and a clock runs
+while it waits; anywhere else the output is plain lines, one per change.
 """
 
 import argparse
 import asyncio
 import json
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import aiohttp
-
+from llmservice.adapters.clock import utc_now
 from llmservice.adapters.kube import Connection, Credentials
-from llmservice.adapters.ports import Cluster, ClusterError, Gone, NotFound
+from llmservice.adapters.ports import Cluster, ClusterError, Gone, NotFound, Unavailable
 from llmservice.adapters.resources import LLM_SERVICE
 from llmservice.adapters.rest import RestCluster
-from llmservice.core.observed import Manifest
+from llmservice.api import names
+from llmservice.cli.report import Service, Verdict, as_json, describe, summary, verdict
 
+EXIT_READY = 0
 EXIT_NOT_READY = 1
 EXIT_UNREACHABLE = 3
+EXIT_INTERRUPTED = 130
+
+_RECONNECT_SECONDS = 1.0
+_RECONNECT_ATTEMPTS = 30
+_COLOURS = {Verdict.Ready: "32", Verdict.Stalled: "31", Verdict.Progressing: "33"}
+
+
+class _UnreachableError(Exception):
+    """The cluster does not answer, or not to us; the message says why."""
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Show one service or all of a namespace; with ``--watch`` until ready or stalled."""
+    """Print the status that was asked for and return the exit code."""
     try:
         return asyncio.run(_run(arguments))
-    except KeyboardInterrupt:
-        return EXIT_NOT_READY
-    except (ClusterError, aiohttp.ClientError, OSError) as error:
-        print(f"the cluster cannot be reached: {error}", file=sys.stderr)
+    except _UnreachableError as error:
+        print(f"error: {error}", file=sys.stderr)
         return EXIT_UNREACHABLE
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
 
 
 async def _run(arguments: argparse.Namespace) -> int:
     kubeconfig = Path(arguments.kubeconfig) if arguments.kubeconfig else None
-    cluster = RestCluster(await Connection.open(Credentials(kubeconfig, arguments.context)))
+    async with _cluster(Credentials(kubeconfig, arguments.context)) as cluster:
+        question = _Question(cluster, arguments.namespace, arguments.name)
+        try:
+            if arguments.watch:
+                return await _Watch(question, as_lines=arguments.output == "text").until_settled()
+            return _show(await question.services(), question, arguments.output)
+        except ClusterError as error:
+            raise _UnreachableError(str(error)) from error
+
+
+@asynccontextmanager
+async def _cluster(credentials: Credentials) -> AsyncIterator[Cluster]:
     try:
-        if arguments.watch and arguments.name:
-            return await _watch(cluster, arguments)
-        return await _show(cluster, arguments)
+        cluster = RestCluster(await Connection.open(credentials))
+    except Exception as error:  # kubeconfig, YAML, TLS and files fail each in its own way
+        raise _UnreachableError(f"no usable kubeconfig: {error}") from error
+    try:
+        yield cluster
     finally:
         await cluster.close()
 
 
-async def _show(cluster: Cluster, arguments: argparse.Namespace) -> int:
-    namespace = arguments.namespace
-    try:
-        if arguments.name:
-            services = [await cluster.get(LLM_SERVICE, namespace, arguments.name)]
-        else:
-            services = (await cluster.list_page(LLM_SERVICE, namespace)).items
-    except NotFound as error:
-        print(error, file=sys.stderr)
-        return EXIT_NOT_READY
-    if arguments.output == "json":
-        summaries = [summarise(service) for service in services]
-        print(json.dumps(summaries[0] if arguments.name else summaries, indent=2))
-    else:
-        print("\n\n".join("\n".join(describe(service)) for service in services))
-    ready = bool(services) and all(is_ready(service) for service in services)
-    return 0 if ready else EXIT_NOT_READY
+class _Question:
+    """Which services are meant, and how to find them."""
+
+    def __init__(self, cluster: Cluster, namespace: str, name: str | None) -> None:
+        self.cluster = cluster
+        self.namespace = namespace
+        self.name = name
+
+    async def services(self) -> list[Service]:
+        """The services asked for, as they are now."""
+        return (await self.listed())[0]
+
+    async def listed(self) -> tuple[list[Service], str]:
+        """The services asked for, and the version from which to watch for changes."""
+        found: list[Service] = []
+        token: str | None = None
+        while True:
+            try:
+                page = await self.cluster.list_page(
+                    LLM_SERVICE, self.namespace, continue_token=token
+                )
+            except NotFound as error:
+                raise _UnreachableError(
+                    f"the cluster has no {names.KIND}: install the CustomResourceDefinition"
+                ) from error
+            found += [item for item in page.items if self.is_about(item)]
+            token = page.continue_token
+            if token is None:
+                return found, page.resource_version
+
+    def is_about(self, service: Service) -> bool:
+        """Whether the service is one of those asked for."""
+        return self.name in (None, service["metadata"]["name"])
+
+    @property
+    def nothing(self) -> str:
+        """What to say when there is none."""
+        what = f" {self.name}" if self.name else ""
+        return f"no {names.KIND}{what} in namespace {self.namespace}"
 
 
-async def _watch(cluster: Cluster, arguments: argparse.Namespace) -> int:
-    """A line for each change, until the service is ready or needs a person."""
-    shown = ""
-    while True:
-        page = await cluster.list_page(LLM_SERVICE, arguments.namespace)
-        named = [s for s in page.items if s["metadata"]["name"] == arguments.name]
-        if not named:
-            print(f"no LLMService {arguments.namespace}/{arguments.name}", file=sys.stderr)
-            return EXIT_NOT_READY
-        shown = _progress(named[0], shown)
-        if (code := settled(named[0])) is not None:
-            return code
+class _Watch:
+    """Follow services until each is ready or one is stalled; a line per change."""
+
+    def __init__(self, question: _Question, *, as_lines: bool) -> None:
+        self._question = question
+        self._as_lines = as_lines
+        self._live: dict[str, Service] = {}
+        self._said: dict[str, str] = {}
+        self._waiting_since = utc_now()
+
+    async def until_settled(self) -> int:
+        """The exit code, once there is nothing left to wait for."""
+        clock = asyncio.create_task(self._tick()) if sys.stderr.isatty() else None
         try:
-            async for event in cluster.watch(
-                LLM_SERVICE, arguments.namespace, resource_version=page.resource_version
-            ):
-                if event.object.get("metadata", {}).get("name") != arguments.name:
-                    continue
-                shown = _progress(event.object, shown)
-                if (code := settled(event.object)) is not None:
+            return await self._follow()
+        finally:
+            if clock is not None:
+                clock.cancel()
+                with suppress(asyncio.CancelledError):
+                    await clock
+                print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+    async def _follow(self) -> int:
+        services, version = await self._question.listed()
+        attempts = 0
+        while True:
+            try:
+                if (code := self._take(services)) is not None:
                     return code
-        except Gone:
-            continue  # the watch expired: list again
+                if (code := await self._events(version)) is not None:
+                    return code
+                attempts = 0
+            except (Gone, Unavailable) as error:
+                attempts += 1
+                if attempts > _RECONNECT_ATTEMPTS:
+                    raise
+                self._note(f"the cluster does not answer, asking again: {error}")
+                await asyncio.sleep(_RECONNECT_SECONDS)
+            with suppress(Unavailable):
+                services, version = await self._question.listed()
 
-
-def _progress(service: Manifest, shown: str) -> str:
-    status = service.get("status", {})
-    ready = conditions(service).get("Ready", {})
-    line = (
-        f"{status.get('phase', 'Pending'):<10} {ready.get('message', 'not seen by the operator')}"
-    )
-    if line != shown:
-        print(line, flush=True)
-    return line
-
-
-def conditions(service: Manifest) -> dict[str, dict[str, Any]]:
-    """Conditions by type."""
-    return {c["type"]: c for c in service.get("status", {}).get("conditions", ())}
-
-
-def is_current(service: Manifest) -> bool:
-    """Whether the status is about the newest spec."""
-    seen = service.get("status", {}).get("observedGeneration")
-    return bool(seen == service["metadata"].get("generation"))
-
-
-def is_ready(service: Manifest) -> bool:
-    """Ready, about the newest spec, with nothing under way."""
-    by_type = conditions(service)
-    ready = by_type.get("Ready", {}).get("status") == "True"
-    return ready and is_current(service) and "Reconciling" not in by_type
-
-
-def settled(service: Manifest) -> int | None:
-    """Exit code once waiting makes no sense any more."""
-    if is_ready(service):
-        return 0
-    stalled = "Stalled" in conditions(service) and is_current(service)
-    return EXIT_NOT_READY if stalled else None
-
-
-def summarise(service: Manifest) -> dict[str, Any]:
-    """What ``-o json`` prints of one service."""
-    status = service.get("status", {})
-    return {
-        "name": service["metadata"]["name"],
-        "namespace": service["metadata"]["namespace"],
-        "ready": is_ready(service),
-        "phase": status.get("phase", "Pending"),
-        **{
-            key: status[key]
-            for key in ("url", "revisions", "stableRevision", "updatedRevision", "engine")
-            if key in status
-        },
-        "conditions": [
-            {key: c[key] for key in ("type", "status", "reason", "message")}
-            for c in status.get("conditions", ())
-        ],
-    }
-
-
-def describe(service: Manifest) -> Iterator[str]:
-    """One service in words, a line each."""
-    status, metadata = service.get("status", {}), service["metadata"]
-    yield f"{metadata['namespace']}/{metadata['name']}: {status.get('phase', 'Pending')}"
-    if not is_current(service):
-        yield "  the operator has not looked at the newest spec yet"
-    for condition in status.get("conditions", ()):
-        yield (
-            f"  {condition['type']}={condition['status']} ({condition['reason']}):"
-            f" {condition['message']}"
+    async def _events(self, version: str) -> int | None:
+        stream = self._question.cluster.watch(
+            LLM_SERVICE, self._question.namespace, resource_version=version
         )
-    for revision in status.get("revisions", ()):
-        yield (
-            f"  revision {revision['number']} ({revision['hash']}):"
-            f" {revision['readyReplicas']} of {revision['replicas']} pods ready"
-        )
-    if "engine" in status:
-        yield f"  engine {status['engine']['image']} (vLLM {status['engine']['version']})"
-        yield f"  vllm serve {' '.join(status['engine']['arguments'])}"
-    if "url" in status:
-        yield f"  {status['url']}"
+        async for event in stream:
+            if event.type == "BOOKMARK" or not self._question.is_about(event.object):
+                continue
+            if event.type == "DELETED":
+                self._note(f"{event.object['metadata']['name']}: deleted")
+                return EXIT_NOT_READY
+            if (code := self._take([event.object])) is not None:
+                return code
+        return None
+
+    def _take(self, services: Iterable[Service]) -> int | None:
+        """Note the newest state of services; the exit code if that settles it."""
+        for service in services:
+            name = service["metadata"]["name"]
+            self._live[name] = service
+            if self._said.get(name) != summary(service):
+                self._said[name] = summary(service)
+                self._say(service)
+        if not self._live:
+            self._note(self._question.nothing)
+            return EXIT_NOT_READY
+        verdicts = {verdict(service) for service in self._live.values()}
+        if Verdict.Stalled in verdicts:
+            return EXIT_NOT_READY
+        return EXIT_READY if verdicts == {Verdict.Ready} else None
+
+    def _say(self, service: Service) -> None:
+        if self._as_lines:
+            moment = utc_now().astimezone().strftime("%H:%M:%S")
+            _print(f"{moment} {_coloured(summary(service), service)}")
+        else:
+            _print(json.dumps(as_json(service)))
+
+    def _note(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    async def _tick(self) -> None:
+        """How long we have been waiting, so that silence does not look like a hang."""
+        while True:
+            seconds = int((utc_now() - self._waiting_since).total_seconds())
+            print(f"\r\033[Kwaiting, {seconds} s", end="", file=sys.stderr, flush=True)
+            await asyncio.sleep(1)
+
+
+def _show(services: list[Service], question: _Question, output: str) -> int:
+    if output == "json":
+        items: list[Any] = [as_json(service) for service in services]
+        _print(json.dumps(items if question.name is None else next(iter(items), None), indent=2))
+    if not services:
+        print(question.nothing, file=sys.stderr)
+        return EXIT_NOT_READY
+    if output == "text":
+        for service in services:
+            head, *rest = describe(service, utc_now())
+            _print("\n".join([_coloured(head, service), *(rest if question.name else ())]))
+    ready = all(verdict(service) is Verdict.Ready for service in services)
+    return EXIT_READY if ready else EXIT_NOT_READY
+
+
+def _coloured(text: str, service: Service) -> str:
+    if not sys.stdout.isatty() or "NO_COLOR" in os.environ:
+        return text
+    return f"\033[{_COLOURS[verdict(service)]}m{text}\033[0m"
+
+
+def _print(text: str) -> None:
+    if sys.stdout.isatty():
+        text = f"\r\033[K{text}"  # over the clock
+    print(text, flush=True)

@@ -89,8 +89,12 @@ def _check_amounts(spec: LLMServiceSpec) -> Iterator[Violation]:
     resources = spec.engine.resources
     limits = (resources and resources.limits) or {}
     for name, requested in ((resources and resources.requests) or {}).items():
-        if name in limits and parse_quantity(requested) > parse_quantity(limits[name]):
+        field, limit = f"spec.engine.resources.requests.{name}", limits.get(name)
+        if limit is not None and parse_quantity(requested) > parse_quantity(limit):
             yield Violation(
-                f"spec.engine.resources.requests.{name}",
-                f"{requested} is over the limit of {limits[name]}: lower it, or raise the limit",
+                field, f"{requested} is over the limit of {limit}: lower it, or raise the limit"
+            )
+        elif name.startswith("hugepages-") and limit is None:
+            yield Violation(
+                field, "huge pages cannot be overcommitted: set them in limits, to the same amount"
             )

@@ -1,0 +1,79 @@
+"""``llmservice status`` without a cluster; with one, see ``tests/contract``."""
+
+import io
+import json
+import socket
+from pathlib import Path
+
+import pytest
+
+from llmservice.cli import main, status
+
+
+def _kubeconfig(folder: Path, server: str) -> str:
+    path = folder / "kubeconfig"
+    path.write_text(
+        json.dumps(
+            {
+                "apiVersion": "v1",
+                "kind": "Config",
+                "current-context": "default",
+                "clusters": [{"name": "default", "cluster": {"server": server}}],
+                "users": [{"name": "default", "user": {"token": "secret"}}],
+                "contexts": [
+                    {"name": "default", "context": {"cluster": "default", "user": "default"}}
+                ],
+            }
+        ),
+        encoding="utf-8",
+    )
+    return str(path)
+
+
+def _closed_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port: int = one.getsockname()[1]
+    return port
+
+
+@pytest.mark.parametrize("watch", [[], ["--watch"]])
+def test_a_cluster_that_does_not_answer_ends_with_three(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], watch: list[str]
+) -> None:
+    """One line that says so, and no traceback."""
+    config = _kubeconfig(tmp_path, f"http://127.0.0.1:{_closed_port()}")
+
+    assert main(["status", "qwen", "--kubeconfig", config, *watch]) == 3
+
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("error: ")
+    assert "secret" not in printed.err
+
+
+def test_a_kubeconfig_that_is_none_ends_with_three(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A broken file is named as the cause."""
+    path = tmp_path / "kubeconfig"
+    path.write_text("not a kubeconfig", encoding="utf-8")
+
+    assert main(["status", "--kubeconfig", str(path)]) == 3
+    assert capsys.readouterr().err.startswith("error: no usable kubeconfig: ")
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_gets_colour_unless_it_says_no(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The phase is coloured by verdict; NO_COLOR is honoured (https://no-color.org)."""
+    service = {"metadata": {"name": "qwen", "generation": 1}}
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setattr("sys.stdout", _Terminal())
+    assert status._coloured("text", service) == "\033[33mtext\033[0m"
+
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert status._coloured("text", service) == "text"
