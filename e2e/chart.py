@@ -10,7 +10,7 @@ NAMESPACE = "llmservice-system"
 OPERATOR = f"deployment/{RELEASE}"
 CRD = "crd/llmservices.llmservice.dev"
 
-_WAIT = "--timeout=180s"
+_WAIT = "--timeout=120s"
 
 
 def install(kubectl: Kubectl, image: str) -> None:
@@ -20,13 +20,28 @@ def install(kubectl: Kubectl, image: str) -> None:
         kubectl: the cluster.
         image: the operator's image with its tag, as the nodes know it.
     """
-    repository, _, tag = image.rpartition(":")
     # The strictest Pod Security level: the API server itself refuses a pod that asks for more.
     kubectl.apply(restricted_namespace(NAMESPACE))
-    kubectl.within(NAMESPACE).call_helm(
+    there = kubectl.within(NAMESPACE)
+    try:
+        _upgrade(there, image)
+    except ClusterError as error:
+        raise ClusterError(f"{error}\n{describe_operator(there)}") from error
+
+
+def _upgrade(kubectl: Kubectl, image: str) -> None:
+    repository, _, tag = image.rpartition(":")
+    kubectl.call_helm(
         *("upgrade", "--install", RELEASE, str(CHART), "--wait", _WAIT),
         *(f"--set-string=image.repository={repository}", f"--set-string=image.tag={tag}"),
     )
+
+
+def describe_operator(kubectl: Kubectl) -> str:
+    """The operator's pods and the end of their logs, for an error message."""
+    there = kubectl.within(NAMESPACE)
+    logs = ("logs", OPERATOR, "--all-pods", "--prefix", "--tail=40")
+    return f"{there('get', 'pods', '-o=wide')}\n{there(*logs)}"
 
 
 def uninstall(kubectl: Kubectl) -> None:

@@ -77,7 +77,8 @@ def make(stage: Stage) -> Iterator[Make]:
 
     yield apply
     for name in made:
-        stage.kubectl("delete", f"llmservice/{name}", "--ignore-not-found", "--cascade=foreground")
+        stage.kubectl("delete", f"llmservice/{name}", "--ignore-not-found")
+        stage.kill_pods(name)
 
 
 @pytest.fixture(scope="session")
@@ -110,19 +111,12 @@ def pytest_runtest_makereport(
 
 
 def _describe(stage: Stage) -> str:
-    system = stage.kubectl.within(chart.NAMESPACE)
     questions = (
-        (stage.kubectl, ("get", "llmservices,deployments,pods", "-o=wide")),
-        (
-            stage.kubectl,
-            ("get", "llmservices", "-o=jsonpath={range .items[*]}{.status}{'\\n'}{end}"),
-        ),
-        (stage.kubectl, ("get", "events", "--sort-by=.lastTimestamp")),
-        (system, ("get", "pods", "-o=wide")),
-        (system, ("logs", "--selector=app.kubernetes.io/name=llmservice-operator", "--tail=60")),
+        ("get", "llmservices,deployments,pods", "-o=wide"),
+        ("get", "llmservices", "-o=jsonpath={.items[*].status}"),
+        ("get", "events", "--sort-by=.lastTimestamp"),
     )
-    answers = []
-    for kubectl, words in questions:
-        with suppress(ClusterError):
-            answers.append(f"$ kubectl {' '.join(words)}\n{kubectl(*words)[-6000:]}")
-    return "\n".join(answers)
+    answers = [f"$ kubectl {' '.join(words)}\n{stage.kubectl(*words)}" for words in questions]
+    with suppress(ClusterError):
+        answers.append(chart.describe_operator(stage.kubectl))
+    return "\n".join(answer[-8000:] for answer in answers)

@@ -11,7 +11,7 @@ from e2e.kubectl import JSON
 EXAMPLE = REPOSITORY / "examples" / "tiny-cpu.yaml"
 
 
-def tiny_service(name: str, image: str, **engine: Any) -> JSON:
+def tiny_service(name: str, image: str, /, **engine: Any) -> JSON:
     """The example under another name.
 
     Args:

@@ -19,20 +19,20 @@ ENGINES: dict[str, tuple[dict[str, Any], str, str]] = {
     ),
     "secret": (
         {"env": [{"name": "KEY", "valueFrom": {"secretKeyRef": {"name": "absent", "key": "k"}}}]},
-        "SecretNotFound",
+        "SecretMissing",
         "absent",
     ),
-    "kv-cache": ({"kvCacheMemoryBytes": "64Ki"}, "KvCacheTooSmall", "maxModelLen"),
+    "kv-cache": ({"kvCacheMemoryBytes": "256Ki"}, "KVCacheTooSmall", "spec.engine.maxModelLen"),
     "memory": (
         {"resources": {"limits": {"memory": "200Mi"}}},
         "OOMKilled",
-        "engine.resources.limits.memory",
+        "spec.engine.resources.limits.memory",
     ),
     "flag": (
         # The version says otherwise than the image, so only the engine can tell.
-        {"version": "0.33.0", "extraArgs": ["--only-in-33"]},
-        "InvalidArgument",
-        "--only-in-33",
+        {"version": "0.33.0", "extraArgs": ["--monokernel"]},
+        "InvalidEngineArgs",
+        "--monokernel",
     ),
 }
 
@@ -64,4 +64,4 @@ def test_pods_that_fit_nowhere_repeat_the_scheduler(stage: Stage, make: Make) ->
     )
     name = make(service)
     ready = stage.await_reason(name, "Ready", "Unschedulable")
-    assert "Insufficient e2e.llmservice.dev/unheard-of" in ready["message"]
+    assert "e2e.llmservice.dev/unheard-of" in ready["message"]

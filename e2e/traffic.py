@@ -104,7 +104,7 @@ def stream(url: str, model: str, prompt: str, tokens: int) -> Iterator[str]:
     """
     question = _question(model, prompt, tokens)
     question |= {"stream": True, "stream_options": {"include_usage": True}}
-    received = None
+    received, chunks = None, 0
     with _post(url, question) as response:
         for line in response:
             data = line.decode().strip().removeprefix("data: ")
@@ -115,12 +115,13 @@ def stream(url: str, model: str, prompt: str, tokens: int) -> Iterator[str]:
             chunk = json.loads(data)
             if usage := chunk.get("usage"):
                 received = usage["completion_tokens"]
+            chunks += 1
             for choice in chunk.get("choices", ()):
                 yield choice["delta"].get("content") or ""
         else:
-            raise BrokenAnswerError("the stream ended without its end mark")
+            raise BrokenAnswerError(f"the stream ended after {chunks} chunks without its end mark")
     if received != tokens:
-        raise BrokenAnswerError(f"the stream had {received} tokens, not {tokens}")
+        raise BrokenAnswerError(f"{received} of {tokens} tokens in {chunks} chunks")
 
 
 def _question(model: str, prompt: str, tokens: int) -> dict[str, Any]:

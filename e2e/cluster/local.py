@@ -73,14 +73,15 @@ class LocalCluster:
         prerequisites.install(prerequisites.NODE_COMMANDS)
         programs = binaries()
         key = content_key([Path(__file__).parent])
-        if running := self.running():
-            if running.key == key:
-                say(f"cluster {self.name} is running")
-                return
-            say(f"cluster {self.name} was started by other code; restarting it")
-        self.down()
-        with step(f"starting cluster {self.name}"), _one_at_a_time():
-            self._start(self._new_spec(programs), key, tied=tied)
+        with _one_at_a_time():
+            if running := self.running():
+                if running.key == key:
+                    say(f"cluster {self.name} is running")
+                    return
+                say(f"cluster {self.name} was started by other code; restarting it")
+            self.down()
+            with step(f"starting cluster {self.name}"):
+                self._start(self._new_spec(programs), key, tied=tied)
         self._images().drop_superseded()
         self._images().put(buildah.ensure_pause())
 

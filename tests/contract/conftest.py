@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 
 from e2e.cluster.control_plane import ControlPlane
@@ -48,14 +49,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def control_plane() -> Iterator[ControlPlane]:
     """A control plane with our CRDs and a cluster-wide operator user."""
     with ControlPlane(nodes=2, gpus=64) as plane:
-        plane.kubectl("apply", "--server-side", "-f", str(CRDS))
-        plane.kubectl("wait", "--for=condition=Established", "crd/llmservices.llmservice.dev")
-        plane.api.create(f"{_RBAC}/clusterroles", _role("ClusterRole", roles()["services"]))
-        plane.api.create(
-            f"{_RBAC}/clusterrolebindings",
-            _binding("ClusterRoleBinding", "ClusterRole", CLUSTER_WIDE_USER),
-        )
+        install(plane)
         yield plane
+
+
+def install(plane: ControlPlane) -> None:
+    """What the chart installs for an operator that serves all namespaces, but the operator."""
+    plane.kubectl("apply", "--server-side", "-f", str(CRDS))
+    plane.kubectl("wait", "--for=condition=Established", "crd/llmservices.llmservice.dev")
+    plane.api.create(f"{_RBAC}/clusterroles", _role("ClusterRole", roles()["services"]))
+    plane.api.create(
+        f"{_RBAC}/clusterrolebindings",
+        _binding("ClusterRoleBinding", "ClusterRole", CLUSTER_WIDE_USER),
+    )
 
 
 @pytest.fixture(scope="session")
@@ -128,13 +134,13 @@ def spawn_operator(
     """Starts an operator in a process of its own, to be killed."""
     spawned: list[OperatorProcess] = []
 
-    def spawn(*, identity: str) -> OperatorProcess:
+    def spawn(*, identity: str, kubeconfig: Path = operator_kubeconfig) -> OperatorProcess:
         log = tmp_path / f"{identity}.log"
         settings = {
             "namespaces": [kube.namespace],
             "lease_namespace": kube.namespace,
             "identity": identity,
-            "kubeconfig": str(operator_kubeconfig),
+            "kubeconfig": str(kubeconfig),
         }
         command = [sys.executable, "-c", _RUN, json.dumps(settings)]
         with log.open("wb") as output:
@@ -173,10 +179,11 @@ class RunningOperator:
         async with asyncio.timeout(30):
             return await self.task
 
-    async def vanish(self) -> None:
-        """As a node that loses power, as far as the cluster can tell: nothing is released."""
-        self.operator._elector._lease = None
-        await self.stop()
+    async def ask(self, path: str) -> tuple[int, str]:
+        """Its health server's answer."""
+        url = f"http://127.0.0.1:{self.operator.health.port}{path}"
+        async with aiohttp.ClientSession() as session, session.get(url) as answer:
+            return answer.status, await answer.text()
 
 
 @dataclass
@@ -248,9 +255,7 @@ class Kube:
 
     async def list(self, resource: Resource, label_selector: str = "") -> list[Manifest]:
         """Live objects of the namespace."""
-        page = await self.cluster.list_page(
-            resource, self.namespace, label_selector=label_selector
-        )
+        page = await self.cluster.list_page(resource, self.namespace, label_selector=label_selector)
         return page.items
 
     async def get(self, resource: Resource, name: str) -> Manifest | None:

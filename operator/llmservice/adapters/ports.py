@@ -130,6 +130,17 @@ class Cluster(Protocol):
         """Server-side apply; returns the object as stored."""
         ...
 
+    async def merge(
+        self,
+        resource: Resource,
+        namespace: str,
+        manifest: Mapping[str, Any],
+        *,
+        field_manager: str,
+    ) -> Manifest:
+        """Merge-patch: fields are set and lists replaced as a whole; nothing else is removed."""
+        ...
+
     async def create(
         self, resource: Resource, namespace: str, manifest: Mapping[str, Any]
     ) -> Manifest:

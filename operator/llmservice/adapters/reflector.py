@@ -138,6 +138,8 @@ class Reflector:
             self._version = projection.identity(event.object).resource_version or self._version
 
     def _alive(self) -> None:
+        if self._failures:
+            _log.info("following %s again", self.resource.plural)
         self._failures = 0
         self.last_event = asyncio.get_running_loop().time()
 
@@ -149,7 +151,7 @@ class Reflector:
         """One object that cannot be taken in must not keep the others out."""
         try:
             self._report(take(self.resource.kind, live))
-        except Exception:
+        except Exception:  # noqa: BLE001
             who = projection.identity(live)
             _log.exception("cannot take in %s %s/%s", self.resource.kind, who.namespace, who.name)
 
@@ -159,12 +161,9 @@ class Reflector:
 
     async def _pause(self, error: ClusterError) -> None:
         seconds = min(_LONGEST_PAUSE_SECONDS, _FIRST_PAUSE_SECONDS * 2**self._failures)
+        if not self._failures:
+            _log.warning(
+                "cannot follow %s: %s: %s", self.resource.plural, type(error).__name__, error
+            )
         self._failures += 1
-        _log.warning(
-            "cannot follow %s, again in about %.1f s: %s: %s",
-            self.resource.plural,
-            seconds,
-            type(error).__name__,
-            error,
-        )
         await asyncio.sleep(seconds * random.uniform(0.5, 1.0))  # noqa: S311 - spreads load

@@ -8,7 +8,7 @@ alone decides about that.
 import json
 import random
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 from urllib.parse import urlencode
 
@@ -22,6 +22,7 @@ from llmservice.adapters.resources import POD
 from llmservice.core.observed import Manifest
 
 _JSON = "application/json"
+_MERGE = "application/merge-patch+json"
 _APPLY = "application/apply-patch+yaml"  # JSON is YAML
 
 _MESSAGE_LIMIT = 1024
@@ -30,7 +31,7 @@ _DEFAULT_RETRY_AFTER_SECONDS = 1.0
 
 _CONNECT_SECONDS = 5.0
 _INACTIVITY_SECONDS = 70.0
-"""The API server sends a bookmark a minute; a stream silent for longer is dead."""
+"""The API server sends a bookmark a minute; a stream silent for longer may be dead."""
 _WATCH_SECONDS = (1200, 1800)
 """A watch's length, drawn at random so that thousands of them do not renew together."""
 
@@ -117,7 +118,9 @@ class RestCluster:
             sock_connect=_CONNECT_SECONDS, sock_read=_INACTIVITY_SECONDS
         )
         url = self._url(_path(resource, namespace), query)
-        with _connection_errors():
+        # After its own restart an API server sends no bookmarks on a kind until something happens
+        # to it, so silence is the end of a watch and no error.
+        with _connection_errors(), suppress(aiohttp.SocketTimeoutError):
             async with self._streams.get(url, timeout=timeout) as response:
                 await _raise_for_status(response)
                 async for line in _lines(response.content):
@@ -141,6 +144,19 @@ class RestCluster:
         path = _path(resource, namespace, manifest["metadata"]["name"], subresource)
         query = {"fieldManager": field_manager, "force": "true" if force else "false"}
         return await self._call("PATCH", path, query, manifest, content_type=_APPLY)
+
+    async def merge(
+        self,
+        resource: Resource,
+        namespace: str,
+        manifest: Mapping[str, Any],
+        *,
+        field_manager: str,
+    ) -> Manifest:
+        """See :meth:`llmservice.adapters.ports.Cluster.merge`."""
+        path = _path(resource, namespace, manifest["metadata"]["name"])
+        query = {"fieldManager": field_manager}
+        return await self._call("PATCH", path, query, manifest, content_type=_MERGE)
 
     async def create(
         self, resource: Resource, namespace: str, manifest: Mapping[str, Any]

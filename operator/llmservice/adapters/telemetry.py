@@ -109,7 +109,8 @@ class HealthServer:
         await self._runner.setup()
         site = web.TCPSite(self._runner, host=None, port=port)
         await site.start()
-        self.port = self._runner.addresses[0][1]
+        # Each address family has a socket of its own; only they tell the port that 0 became.
+        self.port = min(self._runner.addresses, key=len)[1]
 
     async def close(self) -> None:
         """Stop listening."""

@@ -75,7 +75,9 @@ def logs_to_read(observed: Observed) -> Iterator[LogRequest]:
         state = pod.container
         if pod.ready or pod.deleting or state is None:
             continue
-        ended_now = state.terminated_reason is not None and state.waiting_reason is None
+        ended_now = (
+            state.terminated_reason is not None and state.waiting_reason is None and not pod.running
+        )
         crashes = state.restart_count + (ended_now or state.waiting_reason == "CrashLoopBackOff")
         known = observed.crash_logs.get(pod.uid)
         if crashes and (known is None or known.restart_count < crashes):

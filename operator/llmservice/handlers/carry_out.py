@@ -7,6 +7,7 @@ status), or a :class:`ClusterError` that another try may get past. What is not o
 import asyncio
 import logging
 from collections.abc import Iterable
+from typing import Any
 
 from llmservice.adapters import projection
 from llmservice.adapters.ports import (
@@ -28,6 +29,7 @@ from llmservice.core.observed import (
     ApplyError,
     ApplyErrorKind,
     Child,
+    Manifest,
     ServiceKey,
     ServiceObject,
 )
@@ -36,6 +38,7 @@ _log = logging.getLogger(__name__)
 
 _NEVER_SEEN = "1"
 """A resource version that no object has: an apply with it creates, and never takes over."""
+_NAMESPACE_GOES = "because it is being terminated"
 _LOG_LINES = 400
 _LOG_SECONDS = 5.0
 
@@ -65,23 +68,36 @@ class CarryOut:
         child = self._store.child(service.key, apply.ref) if apply.force else None
         if child is not None and not _is_ours(child, service.uid):
             return _foreign(apply, child)
-        pinned = {"uid": child.uid} if child else {"resourceVersion": _NEVER_SEEN}
         try:
-            live = await self._cluster.apply(
-                resource,
-                service.key.namespace,
-                {**apply.manifest, "metadata": {**apply.manifest["metadata"], **pinned}},
-                field_manager=names.CHILD_MANAGER,
-                force=child is not None,
-            )
+            live = await self._write(resource, service.key.namespace, apply.manifest, child)
         except Conflict:
             return await self._meet(service, apply, resource, child)
         except Invalid as error:
             return ApplyError(apply.ref, ApplyErrorKind.Invalid, str(error))
         except Forbidden as error:
+            if _NAMESPACE_GOES in str(error):
+                raise Unavailable(str(error)) from error  # and the service with it
             return ApplyError(apply.ref, ApplyErrorKind.Forbidden, str(error))
         self._store.put_child(service.key, apply.ref.kind, live)
         return None
+
+    async def _write(
+        self, resource: Resource, namespace: str, manifest: Manifest, child: Child | None
+    ) -> Manifest:
+        pinned = {"uid": child.uid} if child else {"resourceVersion": _NEVER_SEEN}
+        pinned_manifest = {**manifest, "metadata": {**manifest["metadata"], **pinned}}
+        how: dict[str, Any] = {"field_manager": names.CHILD_MANAGER, "force": child is not None}
+        try:
+            return await self._cluster.apply(resource, namespace, pinned_manifest, **how)
+        except Invalid:
+            if child is None:
+                raise
+        # An apply cannot remove what others put into a list, and the two may not go together: a
+        # port whose number was edited bears the name of ours. A merge makes the list ours again.
+        await self._cluster.merge(
+            resource, namespace, pinned_manifest, field_manager=names.CHILD_MANAGER
+        )
+        return await self._cluster.apply(resource, namespace, pinned_manifest, **how)
 
     async def delete(self, key: ServiceKey, delete: Delete) -> None:
         """Delete one child, if it is the one that was meant."""

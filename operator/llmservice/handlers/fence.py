@@ -108,6 +108,21 @@ class FencedCluster:
             ),
         )
 
+    async def merge(
+        self,
+        resource: Resource,
+        namespace: str,
+        manifest: Mapping[str, Any],
+        *,
+        field_manager: str,
+    ) -> Manifest:
+        """Fenced."""
+        return await self._write(
+            "merge",
+            resource.kind,
+            lambda: self._cluster.merge(resource, namespace, manifest, field_manager=field_manager),
+        )
+
     async def create(
         self, resource: Resource, namespace: str, manifest: Mapping[str, Any]
     ) -> Manifest:

@@ -69,8 +69,8 @@ class LeaseElector:
         self._lease: Manifest | None = None
         self._changed_at = 0.0
         self._renewed_at: float | None = None
-        self.reachable = False
-        """Whether the last call about the lease was answered."""
+        self.reachable: bool | None = None
+        """Whether the last call about the lease was answered; None before the first."""
 
     @property
     def leading(self) -> bool:
@@ -120,8 +120,9 @@ class LeaseElector:
             async with asyncio.timeout(self._settings.renew_deadline_seconds / 2):
                 held = await step()
         except (ClusterError, TimeoutError) as error:
+            if self.reachable is not False:
+                _log.warning("lease %s: %s: %s", self._settings.name, type(error).__name__, error)
             self.reachable = False
-            _log.warning("lease %s: %s: %s", self._settings.name, type(error).__name__, error)
             return False
         self.reachable = True
         if held:

@@ -7,7 +7,7 @@ events only. What an event means is the callers' business.
 
 import asyncio
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import kopf
 
@@ -16,7 +16,7 @@ from llmservice.api import names
 
 _CHUNK = 500
 _STOP_SECONDS = 5.0
-_RETRIES_SECONDS = (0.5, 1, 2, 4, 8, *([15] * 20))
+_RETRIES_SECONDS = (0.5, 1, 2, 4, *([5] * 60))
 """Five minutes of an API server that answers with errors, before kopf gives up and we exit."""
 
 OnEvent = Callable[[str | None, Mapping[str, Any]], None]
@@ -86,6 +86,8 @@ class Shell:
             registry=self._registry,
             settings=_settings(),
             standalone=True,
+            # Else kopf asks for the name of the user, and that of a container has none.
+            identity=cast("Any", names.MANAGED_BY),
             clusterwide=not self._namespaces,
             namespaces=self._namespaces,
             ready_flag=self.ready,

@@ -133,6 +133,21 @@ class FakeCluster:
             metadata["managedFields"] = [_entry(field_manager, manifest)]
         return copy.deepcopy(self._store(place, {**body, "metadata": metadata}))
 
+    async def merge(
+        self,
+        resource: Resource,
+        namespace: str,
+        manifest: Mapping[str, Any],
+        *,
+        field_manager: str,
+    ) -> dict[str, Any]:
+        await self._called("merge", resource)
+        place = (resource.kind, namespace, manifest["metadata"]["name"])
+        live = self._existing(place)
+        self._check_preconditions(live, manifest["metadata"])
+        metadata = {**live["metadata"], **manifest["metadata"]}
+        return copy.deepcopy(self._store(place, {**live, **manifest, "metadata": metadata}))
+
     async def create(
         self, resource: Resource, namespace: str, manifest: Mapping[str, Any]
     ) -> dict[str, Any]:

@@ -189,7 +189,22 @@ odd = st.recursive(
 # Objects with the right keys in the right places and anything below them.
 metadata = st.fixed_dictionaries(
     {},
-    optional=dict.fromkeys(("name", "namespace", "uid", "resourceVersion", "labels", "annotations", "ownerReferences", "managedFields", "creationTimestamp", "deletionTimestamp", "generation"), odd),
+    optional=dict.fromkeys(
+        (
+            "name",
+            "namespace",
+            "uid",
+            "resourceVersion",
+            "labels",
+            "annotations",
+            "ownerReferences",
+            "managedFields",
+            "creationTimestamp",
+            "deletionTimestamp",
+            "generation",
+        ),
+        odd,
+    ),
 )
 lists = st.lists(
     odd | st.fixed_dictionaries({"type": odd, "status": odd, "name": st.just("engine") | odd})

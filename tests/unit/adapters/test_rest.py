@@ -98,8 +98,10 @@ async def test_paths_of_core_groups_and_subresources(server, cluster):
     assert [
         "/api/v1/namespaces/team/services/s",
         "/apis/llmservice.dev/v1alpha1/llmservices?limit=7&labelSelector=a%3Db",
-        "/apis/llmservice.dev/v1alpha1/namespaces/team/llmservices/m/status"
-        "?fieldManager=m&force=false",
+        (
+            "/apis/llmservice.dev/v1alpha1/namespaces/team/llmservices/m/status"
+            "?fieldManager=m&force=false"
+        ),
     ] == [path for _, path, _ in server.requests]
 
 

@@ -168,7 +168,9 @@ async def test_known_child_replaced_by_a_stranger_is_left_alone():
     desk = Desk()
     desk.see(a_live())
     desk.cluster.objects.clear()
-    desk.cluster.put({"kind": "Deployment", "metadata": {"name": "mistral-abc", "namespace": "team"}})
+    desk.cluster.put(
+        {"kind": "Deployment", "metadata": {"name": "mistral-abc", "namespace": "team"}}
+    )
     error = await desk.apply(force=True)
 
     assert ApplyErrorKind.Conflict == error.kind
@@ -183,6 +185,28 @@ async def test_version_conflict_on_the_same_object_is_tried_again():
 
     with pytest.raises(Unavailable):
         await desk.apply(force=True)
+
+
+@in_fake_time
+async def test_list_that_others_made_invalid_is_made_ours_again():
+    """An apply alone cannot remove their items."""
+    desk = Desk()
+    desk.see(a_live())
+    desk.cluster.failures["apply", "Deployment"] = [Invalid("ports[1].name: Duplicate value")]
+
+    assert await desk.apply(force=True) is None
+    assert 1 == desk.cluster.calls["merge", "Deployment"]
+
+
+@in_fake_time
+async def test_manifest_that_is_invalid_by_itself_stays_refused():
+    """The merge is refused just the same."""
+    desk = Desk()
+    desk.see(a_live())
+    desk.cluster.failures["apply", "Deployment"] = [Invalid("bad")]
+    desk.cluster.failures["merge", "Deployment"] = [Invalid("bad")]
+
+    assert ApplyErrorKind.Invalid == (await desk.apply(force=True)).kind
 
 
 @pytest.mark.parametrize(
@@ -206,7 +230,9 @@ def test_refusal_is_reported_in_the_servers_words(raised, expected):
     refused()
 
 
-@pytest.mark.parametrize("raised", [Unavailable("x"), TooManyRequests("x", 3), NotFound("x")])
+@pytest.mark.parametrize(
+    "raised", [Unavailable("x"), TooManyRequests("x", 3), NotFound("x")], ids=repr
+)
 def test_trouble_that_may_pass_is_raised(raised):
     """The queue decides when to try again."""
 
@@ -218,6 +244,17 @@ def test_trouble_that_may_pass_is_raised(raised):
             await desk.apply(force=False)
 
     trouble()
+
+
+@in_fake_time
+async def test_namespace_that_is_being_deleted_is_no_refusal_to_report():
+    """The service goes with it; a status would be noise."""
+    desk = Desk()
+    said = "unable to create new content in namespace t because it is being terminated"
+    desk.cluster.failures["apply", "Deployment"] = [Forbidden(said)]
+
+    with pytest.raises(Unavailable, match="terminated"):
+        await desk.apply(force=False)
 
 
 @in_fake_time

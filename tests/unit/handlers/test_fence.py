@@ -27,6 +27,7 @@ class Fence:
         return [
             self.fenced.apply(DEPLOYMENT, "team", MANIFEST, **apply),
             self.fenced.apply(LLM_SERVICE, "team", MANIFEST, **apply, subresource="status"),
+            self.fenced.merge(DEPLOYMENT, "team", MANIFEST, field_manager="m"),
             self.fenced.create(DEPLOYMENT, "team", MANIFEST),
             self.fenced.replace(DEPLOYMENT, "team", MANIFEST),
             self.fenced.delete(DEPLOYMENT, "team", "d", uid="u"),
@@ -60,6 +61,7 @@ async def test_open_fence_counts_what_it_lets_through():
     assert {
         ("apply", "Deployment"),
         ("apply", "LLMService/status"),
+        ("merge", "Deployment"),
         ("create", "Deployment"),
         ("replace", "Deployment"),
         ("delete", "Deployment"),
