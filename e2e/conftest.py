@@ -60,6 +60,8 @@ def stage(cluster: Cluster) -> Iterator[Stage]:
         with reach(cluster, kubectl) as gate:
             yield Stage(kubectl, gate, engine, operator)
     finally:
+        kubectl("delete", "llmservices", "--all")
+        kubectl("delete", "pods", "--all", "--force", "--grace-period=0")
         kubectl("delete", "namespace", kubectl.namespace, "--timeout=120s")
         if not found_installed:
             chart.uninstall(kubectl)

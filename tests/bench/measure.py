@@ -155,8 +155,7 @@ class _Run:
                 self._ceiling(f"ceiling-{index}")
             if index == rounds - 1:
                 break
-            with self._bring_up(f"bench-{index}") as operator:
-                self._settle(operator)
+            self._bring_up(f"bench-{index}").stop()
             self._remove(f"bench-{index}")
             if not ours_last:
                 self._ceiling(f"ceiling-{index}")

@@ -97,6 +97,7 @@ class Operator:
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
+        assert self._process is None
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=_environment()

@@ -152,6 +152,7 @@ def spawn_operator(
     for each in spawned:
         each.process.kill()
         each.process.wait()
+        print(f"--- {each.log.name}\n{each.log.read_text()[-4000:]}")  # shown with a failure
 
 
 _RUN = """

@@ -205,10 +205,11 @@ class Store:
         return None if entry is None else entry.service
 
     def _put_service(self, key: ServiceKey, live: Mapping[str, Any]) -> Iterable[Touched]:
-        new = projection.stored_service(live)
         old = self._service(key)
-        if old is not None and not _is_newer(new.resource_version, old.resource_version):
+        version = projection.identity(live).resource_version
+        if old is not None and not _is_newer(version, old.resource_version):
             return ()
+        new = projection.stored_service(live)
         self._entries.setdefault(key, _Entry()).service = new
         if old is None:
             return (Touched(key, Change.Facts),)
@@ -226,7 +227,8 @@ class Store:
         if before is not None and before != key:
             moved = tuple(self._remove_owned(place, who.resource_version))
         entry = self._entries.setdefault(key, _Entry())
-        change = _put_pod(entry, who, live) if kind == POD.kind else _put_child(entry, kind, live)
+        put = _put_pod if kind == POD.kind else _put_child
+        change = put(entry, kind, who, live)
         self._owners[place] = key
         return (*moved, Touched(key, change)) if change else moved
 
@@ -262,12 +264,12 @@ class Store:
             del self._entries[key]
 
 
-def _put_child(entry: _Entry, kind: str, live: Mapping[str, Any]) -> Change:
-    new = projection.child(kind, live)
-    old = entry.children.get(new.ref)
-    if old is not None and not _is_newer(new.resource_version, old.resource_version):
+def _put_child(entry: _Entry, kind: str, who: Identity, live: Mapping[str, Any]) -> Change:
+    ref = ChildRef(kind, who.name)
+    old = entry.children.get(ref)
+    if old is not None and not _is_newer(who.resource_version, old.resource_version):
         return Change.Nothing
-    entry.children[new.ref] = new
+    entry.children[ref] = new = projection.child(kind, live)
     if old is None:
         return Change.Facts
     if replace(new, resource_version=old.resource_version) == old:
@@ -281,7 +283,7 @@ def _put_child(entry: _Entry, kind: str, live: Mapping[str, Any]) -> Change:
     return Change.Facts if same_shape else Change.Shape
 
 
-def _put_pod(entry: _Entry, who: Identity, live: Mapping[str, Any]) -> Change:
+def _put_pod(entry: _Entry, _: str, who: Identity, live: Mapping[str, Any]) -> Change:
     stored, old = entry.pods.get(who.name, ("", None))
     if old is not None and not _is_newer(who.resource_version, stored):
         return Change.Nothing

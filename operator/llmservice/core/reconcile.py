@@ -29,7 +29,7 @@ from llmservice.core.ownership import lost_fields
 from llmservice.core.resources import children as build
 from llmservice.core.resources.pod import build_pod_template
 from llmservice.core.revisions import Revision, content_hash, revision_hash, unpack_revision
-from llmservice.core.rollout import NoRoom, RolloutInput, RolloutPlan, plan_rollout
+from llmservice.core.rollout import Capacity, NoRoom, RolloutInput, RolloutPlan, plan_rollout
 from llmservice.core.validation import InvalidSpec, ValidSpec, validate_spec
 
 
@@ -117,7 +117,7 @@ def _assess(observed: Observed, valid: ValidSpec) -> _Situation:
             policy=policy,
             no_room=no_room,
             now=observed.now,
-            replacing=_is_replacing(observed, target),
+            replacing=_replacing_because(observed, target) is not None,
         )
     )
     stopping = any(pod.deleting for pod in observed.pods)
@@ -166,7 +166,9 @@ def _no_room(
         message = facts.failure
     else:
         return None
-    live = [stored[h] for h, d in deployments.items() if d.replicas and h in stored]
+    live = [
+        stored[h] for h, d in deployments.items() if d.replicas + d.current_replicas and h in stored
+    ]
     helps = any(_same_place(target, old) for old in live if old.hash != target.hash)
     return NoRoom(_waiting_since(observed), message, helps)
 
@@ -190,13 +192,14 @@ def _same_place(new: Revision, old: Revision) -> bool:
     )
 
 
-def _is_replacing(observed: Observed, target: Revision) -> bool:
+def _replacing_because(observed: Observed, target: Revision) -> str | None:
+    """Why this rollout goes by Replace, as it was said when it began; None if it does not."""
     if observed.service.status.get("updatedRevision") != target.hash:
-        return False
-    return any(
-        c.get("type") == status.ConditionType.RolloutCapacity and c.get("reason") == "Replace"
-        for c in observed.service.status.get("conditions", ())
-    )
+        return None
+    for condition in observed.service.status.get("conditions", ()):
+        if condition.get("type") == status.ConditionType.RolloutCapacity:
+            return condition.get("message") if condition.get("reason") == "Replace" else None
+    return None
 
 
 # --- children -----------------------------------------------------------------------------------
@@ -286,7 +289,7 @@ def _status(situation: _Situation, config: Config) -> dict[str, Any]:
             situation.deployments.get(target.hash),
             making_room=situation.making_room,
         ),
-        capacity=_capacity(rollout) if rolling else None,
+        capacity=_capacity(situation, rolling=rolling),
     )
     stable = target.hash if rollout.complete else old.get("stableRevision")
     new = {
@@ -313,7 +316,16 @@ def _status(situation: _Situation, config: Config) -> dict[str, Any]:
     return {key: value for key, value in new.items() if value is not None}
 
 
-def _capacity(rollout: RolloutPlan) -> tuple[str, str, str]:
+def _capacity(situation: _Situation, *, rolling: bool) -> tuple[str, str, str] | None:
+    """Which way round the rollout goes, and why."""
+    rollout = situation.rollout
+    because = _replacing_because(situation.observed, situation.target)
+    replaces = rollout.capacity is Capacity.Replace or not rolling
+    if because and replaces and not rollout.complete:
+        # Said until the new pods are ready, in the words that name what is missing.
+        return "True", Capacity.Replace, because
+    if not rolling:
+        return None
     if rollout.waiting:
         return "False", status.Reason.WaitingForRoom, rollout.why
     return "True", str(rollout.capacity), rollout.why

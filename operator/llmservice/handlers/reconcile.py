@@ -2,12 +2,13 @@
 
 ::
 
-    snapshot -> decide -> apply, delete, read logs -> snapshot -> decide -> ... -> status -> events
+    snapshot -> decide -> is there anything to do that was not just tried?
+                            yes: apply, delete, read logs; look again in a moment
+                            no:  status (once, if it changed), events
 
-The deciding is repeated until it asks for nothing new, so the status that is written is that of
-the cluster after our writes, and is written once. The queue is told how it went; it alone decides
-when to come back. A fault in deciding (a bug) hits one service and is slowed down, never the
-process.
+So a status tells of the cluster after our writes and after what they set off at once, and a new
+service costs its children and one status. The queue is told how it went; it alone decides when to
+come back. A fault in deciding (a bug) hits one service and is slowed down, never the process.
 """
 
 import asyncio
@@ -31,21 +32,23 @@ from llmservice.handlers.queue import Lane, WorkQueue
 
 _log = logging.getLogger(__name__)
 
+GATHER_SECONDS = 0.2
+"""Progress comes in bursts (a scale-up, a pod's phases): one look and one status write do."""
 _SOONEST_SECONDS = 0.5
-_ROUNDS = 6
-"""More than any healthy decision needs; the rest is left for the next time."""
+_UNREPORTED_PASSES = 3
+"""A service that always has something to do gets a status, and a pause, in between."""
+
+_Attempt = tuple[ChildRef, str, str | None]
+"""A child, what was wanted of it, and the version it had after we tried."""
 
 
 @dataclass(slots=True)
-class _Progress:
-    """What one pass already tried, so that no request is repeated within it."""
+class _Tried:
+    """What was attempted since the last report; trying it again at once cannot help."""
 
-    sent: set[tuple[ChildRef, str]] = field(default_factory=set)
+    attempts: set[_Attempt] = field(default_factory=set)
     errors: dict[ChildRef, ApplyError] = field(default_factory=dict)
-    settled: bool = True
-
-    def fresh(self, decision: Decision) -> tuple[Apply, ...]:
-        return tuple(a for a in decision.apply if (a.ref, _digest(a)) not in self.sent)
+    passes: int = 0
 
 
 class Reconciler:
@@ -79,6 +82,7 @@ class Reconciler:
         self._carry_out = CarryOut(cluster, store)
         self._budget = WriteBudget(_local_time)
         self._bugs: dict[ServiceKey, str] = {}
+        self._tried: dict[ServiceKey, _Tried] = {}
 
     async def work(self, worst: Lane = Lane.Background) -> None:
         """A worker: reconcile keys of lane ``worst`` or better until the queue is closed."""
@@ -109,60 +113,69 @@ class Reconciler:
         self._telemetry.reconcile_seconds.labels(result).observe(_local_time() - started)
 
     async def _pass(self, key: ServiceKey) -> None:
-        if (wait := self._budget.seconds_to_wait(key)) > 0:
-            _log.warning("%s: too many writes, something undoes them; again in %.0f s", key, wait)
-            self._queue.add_after(key, wait)
+        observed = self._store.snapshot(key, utc_now())
+        if observed is None:
+            self._forget(key)
             return
-        outcome = await self._converge(key)
-        if outcome is None:
-            self._queue.forget(key)
-            return
-        observed, decision, settled = outcome
+        decision = self._decide(observed)
+        tried = self._tried.setdefault(key, _Tried())
+        if self._may_write(key) and await self._work_on(observed, decision, tried):
+            tried.passes += 1
+            if tried.passes < _UNREPORTED_PASSES:
+                self._queue.add_after(key, GATHER_SECONDS)
+                return
+        await self._report(observed, decision)
+
+    async def _work_on(self, observed: Observed, decision: Decision, tried: _Tried) -> bool:
+        """Carry out what was not just tried; True when there was any."""
+        key = observed.service.key
+        applies = [a for a in decision.apply if self._attempt(key, a) not in tried.attempts]
+        deletes = [d for d in decision.delete if (d.ref, d.uid, None) not in tried.attempts]
+        self._budget.spend(key, len(applies) + len(deletes))
+        for apply in applies:
+            error = await self._carry_out.apply(observed.service, apply)
+            tried.attempts.add(self._attempt(key, apply))
+            tried.errors.pop(apply.ref, None)
+            if error is not None:
+                tried.errors[apply.ref] = error
+        for delete in deletes:
+            await self._carry_out.delete(key, delete)
+            tried.attempts.add((delete.ref, delete.uid, None))
+        await self._carry_out.read_logs(key, decision.read_logs)
+        wanted = {apply.ref for apply in decision.apply}
+        errors = tuple(error for ref, error in tried.errors.items() if ref in wanted)
+        news = self._store.set_apply_errors(key, errors)
+        return bool(applies or deletes or decision.read_logs or news)
+
+    async def _report(self, observed: Observed, decision: Decision) -> None:
+        key = observed.service.key
+        del self._tried[key]
         if decision.status is not None and not await self._write_status(observed, decision):
+            self._forget(key)
             return
-        if settled:
-            self._queue.succeed(key)
-        else:
+        if decision.apply:  # refused, or undone as soon as it was written
             self._queue.retry(key)
+        else:
+            self._queue.succeed(key)
         if decision.requeue_after_seconds is not None:
             self._queue.add_after(key, max(_SOONEST_SECONDS, decision.requeue_after_seconds))
 
-    async def _converge(self, key: ServiceKey) -> tuple[Observed, Decision, bool] | None:
-        """Decide and carry out until nothing new is asked for.
+    def _attempt(self, key: ServiceKey, apply: Apply) -> _Attempt:
+        child = self._store.child(key, apply.ref)
+        return apply.ref, _digest(apply), None if child is None else child.resource_version
 
-        Returns:
-            The last snapshot, what was decided on it, and whether all of it is done; None when
-            there is no such service (any more).
-        """
-        progress = _Progress()
-        rounds_left = _ROUNDS
-        while (observed := self._store.snapshot(key, utc_now())) is not None:
-            decision = self._decide(observed)
-            worked = await self._round(observed, decision, progress)
-            news = self._store.set_apply_errors(key, tuple(progress.errors.values()))
-            rounds_left -= 1
-            if not (worked or news) or not rounds_left:
-                return observed, decision, not (worked or decision.apply)
-        return None
+    def _may_write(self, key: ServiceKey) -> bool:
+        wait = self._budget.seconds_to_wait(key)
+        if wait > 0:
+            _log.warning("%s: too many writes, something undoes them; again in %.0f s", key, wait)
+            self._queue.add_after(key, wait)
+        return wait <= 0
 
-    async def _round(self, observed: Observed, decision: Decision, progress: _Progress) -> bool:
-        """Carry out what was not tried yet; True when there was any."""
-        key = observed.service.key
-        fresh = progress.fresh(decision)
-        deletes = [d for d in decision.delete if (d.ref, d.uid) not in progress.sent]
-        self._budget.spend(key, len(fresh) + len(deletes))
-        for apply in fresh:
-            progress.sent.add((apply.ref, _digest(apply)))
-            error = await self._carry_out.apply(observed.service, apply)
-            if error is None:
-                progress.errors.pop(apply.ref, None)
-            else:
-                progress.errors[apply.ref] = error
-        for delete in deletes:
-            progress.sent.add((delete.ref, delete.uid))
-            await self._carry_out.delete(key, delete)
-        await self._carry_out.read_logs(key, decision.read_logs)
-        return bool(fresh or deletes or decision.read_logs)
+    def _forget(self, key: ServiceKey) -> None:
+        self._store.forget(key)
+        self._queue.forget(key)
+        self._tried.pop(key, None)
+        self._bugs.pop(key, None)
 
     async def _write_status(self, observed: Observed, decision: Decision) -> bool:
         """False when the service turned out to be gone."""
@@ -185,8 +198,6 @@ class Reconciler:
                 subresource="status",
             )
         except NotFound:
-            self._store.forget(key)
-            self._queue.forget(key)
             return False
         for touched in self._store.put(LLM_SERVICE.kind, live):
             if touched.change is Change.Shape:  # the answer brought an edit that no event told yet
