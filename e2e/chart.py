@@ -2,7 +2,7 @@
 
 from e2e.cluster.paths import REPOSITORY
 from e2e.cluster.progress import ClusterError
-from e2e.kubectl import Kubectl
+from e2e.kubectl import JSON, Kubectl
 
 CHART = REPOSITORY / "charts" / "llmservice"
 RELEASE = "llmservice"
@@ -10,6 +10,7 @@ NAMESPACE = "llmservice-system"
 OPERATOR = f"deployment/{RELEASE}"
 CRD = "crd/llmservices.llmservice.dev"
 
+_OURS = {"llmservice.dev/made-by": "e2e"}
 _WAIT = "--timeout=120s"
 
 
@@ -20,7 +21,12 @@ def install(kubectl: Kubectl, image: str) -> None:
         kubectl: the cluster.
         image: the operator's image with its tag, as the nodes know it.
     """
-    # The strictest Pod Security level: the API server itself refuses a pod that asks for more.
+    found = kubectl.find(f"namespace/{NAMESPACE}")
+    if found is not None and not _is_ours(found):
+        raise ClusterError(
+            f"the cluster has a namespace {NAMESPACE} that this did not make; it is left alone, so"
+            " use another cluster, or remove it"
+        )
     kubectl.apply(restricted_namespace(NAMESPACE))
     there = kubectl.within(NAMESPACE)
     try:
@@ -47,10 +53,11 @@ def describe_operator(kubectl: Kubectl) -> str:
 def uninstall(kubectl: Kubectl) -> None:
     """Remove the release and its namespace; the CRD too, unless somebody's services need it."""
     there = kubectl.within(NAMESPACE)
-    if there.find(f"namespace/{NAMESPACE}") is None:
+    found = there.find(f"namespace/{NAMESPACE}")
+    if found is None or not _is_ours(found):
         return
     there.call_helm("uninstall", RELEASE, "--ignore-not-found", "--wait", _WAIT)
-    there("delete", "namespace", NAMESPACE, "--wait=false")
+    there("delete", "namespace", NAMESPACE, "--timeout=120s")
     try:
         in_use = bool(kubectl("get", "llmservices", "--all-namespaces", "-o=name").strip())
     except ClusterError:
@@ -59,7 +66,12 @@ def uninstall(kubectl: Kubectl) -> None:
         kubectl("delete", CRD, "--ignore-not-found")
 
 
-def restricted_namespace(name: str) -> dict[str, object]:
-    """A namespace that admits only pods of the restricted Pod Security Standard."""
-    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+def restricted_namespace(name: str) -> JSON:
+    """A namespace of ours that admits only pods of the restricted Pod Security Standard."""
+    labels = {"pod-security.kubernetes.io/enforce": "restricted", **_OURS}
     return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
+
+
+def _is_ours(namespace: JSON) -> bool:
+    labels = namespace["metadata"].get("labels", {})
+    return bool(_OURS.items() <= labels.items())

@@ -12,7 +12,7 @@ Make = Callable[[JSON], str]
 """Applies an LLMService for the length of a test; its name."""
 
 _SETTLE_SECONDS = 180
-_DRAIN_SECONDS = 120
+_DRAIN_SECONDS = 270
 
 
 @dataclass(frozen=True)

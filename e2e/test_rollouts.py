@@ -17,7 +17,7 @@ def test_a_knob_edit_rolls_out_without_a_failed_request(stage: Stage, shared: st
     """Short answers and long streams go on through start, switch and drain, and none fails."""
     url = stage.url(shared)
     before = stage.kubectl.get(f"llmservice/{shared}")["status"]["stableRevision"]
-    with Load(url, shared, clients=2) as short, Load(url, shared, clients=2, tokens=2000) as long:
+    with Load(url, shared, clients=2) as short, Load(url, shared, clients=2, tokens=1200) as long:
         stage.kubectl.patch(f"llmservice/{shared}", {"spec": {"engine": {"maxNumSeqs": 24}}})
         service = stage.settle(shared)
         stage.await_drain(shared)
@@ -77,13 +77,13 @@ def test_a_stopped_pod_finishes_its_streams(stage: Stage, shared: str) -> None:
     # and as they differ in length, never all of them end at that moment.
     direct: dict[str, Any] = {"clients": 1, "pause_seconds": 0, "until_failure": True}
     with (
-        Load(url, shared, tokens=1500, **direct) as long,
-        Load(url, shared, tokens=2300, **direct) as longer,
+        Load(url, shared, tokens=1000, **direct) as long,
+        Load(url, shared, tokens=1700, **direct) as longer,
         Load(url, shared, tokens=8, **direct) as short,
     ):
         wait_until(lambda: bool(short.answers), what="a first answer", seconds=30)
         stage.kubectl("delete", f"pod/{pod['metadata']['name']}", "--wait=false")
-        wait_until(lambda: bool(short.failures), what="the pod to refuse requests", seconds=60)
+        wait_until(lambda: bool(short.failures), what="the pod to refuse requests", seconds=90)
     refused_at = short.failures[0].ended
     failures = short.failures + long.failures + longer.failures
     assert [failure for failure in failures if failure.cut] == []

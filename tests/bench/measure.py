@@ -7,6 +7,7 @@ last round's services.
 
 import json
 import math
+import os
 import signal
 import time
 from collections import Counter
@@ -46,6 +47,8 @@ class Writing:
     children: int
     seconds: float
     """From the first child's request to the last child's answer."""
+    cpu_seconds: float
+    """Spent meanwhile by the control plane and whoever writes."""
     other_cores: float
     """Used by everybody else on the machine meanwhile."""
 
@@ -53,6 +56,11 @@ class Writing:
     def per_second(self) -> float:
         """Children written per second."""
         return self.children / self.seconds
+
+    @property
+    def cpu_per_child(self) -> float:
+        """CPU seconds per child, the control plane's included."""
+        return self.cpu_seconds / self.children
 
 
 @dataclass(slots=True)
@@ -164,14 +172,14 @@ class _Run:
     def _ceiling(self, namespace: str) -> None:
         self._create(namespace)
         requests = self._log.follow(drift.ADMIN)
-        others = procfs.Others(self._pids())
+        meter = procfs.Meter([*self._pids(), os.getpid()])
         written = load.write_children(self._cluster.kubeconfig, namespace)
-        cores = others.cores()
+        used = meter.read()
         children = [
             r for r in requests.poll() if r.category is Category.Child and r.namespace == namespace
         ]
         assert len(children) == written
-        self._figures.ceilings.append(_writing(children, cores))
+        self._figures.ceilings.append(_writing(children, used))
         self._settle()
         self._remove(namespace)
 
@@ -181,8 +189,8 @@ class _Run:
         profile = self._plan.profile if namespace == _LAST else None
         operator = Operator(self._cluster, profile=profile)
         requests = self._log.follow(operator.user, drift.ADMIN)
-        others = procfs.Others(self._pids())
         self._stack.enter_context(operator)
+        meter = procfs.Meter([*self._pids(), operator.pid])
         with procfs.CpuTrace(operator.pid) as trace:
             edits = _BusyEdits(self._cluster, requests, operator.user, self._probes, expected)
 
@@ -192,10 +200,10 @@ class _Run:
                 return len(children) >= expected
 
             self._wait(operator, written, f"{expected} children", self._patience())
-            cores = others.cores()
+            used = meter.read()
             self._wait_all_ready(operator, namespace)
             self._settle(operator)
-            bring_up = _bring_up_figures(requests.poll(), operator, namespace, trace, cores)
+            bring_up = _bring_up_figures(requests.poll(), operator, namespace, trace, used)
         bring_up.edits = edits.seconds()
         self._figures.bring_ups.append(bring_up)
         say(
@@ -384,7 +392,7 @@ def _bring_up_figures(
     operator: Operator,
     namespace: str,
     trace: procfs.CpuTrace,
-    cores: float,
+    used: procfs.Used,
 ) -> BringUp:
     children = list(_children(requests, operator.user, namespace).values())
     first = min(r.received for r in children)
@@ -392,7 +400,7 @@ def _bring_up_figures(
     mine = [r for r in requests if r.user == operator.user and r.namespace in (namespace, "")]
     start = trace.at(first)
     return BringUp(
-        writing=_writing(children, cores),
+        writing=_writing(children, used),
         until_written=_foreground(r for r in mine if r.completed <= last),
         until_ready=_foreground(mine),
         failed=sum(r.failed for r in mine),
@@ -419,9 +427,9 @@ def _children(
     return children
 
 
-def _writing(children: Sequence[Request], cores: float) -> Writing:
+def _writing(children: Sequence[Request], used: procfs.Used) -> Writing:
     seconds = max(r.completed for r in children) - min(r.received for r in children)
-    return Writing(len(children), seconds, cores)
+    return Writing(len(children), seconds, used.cpu_seconds, used.other_cores)
 
 
 def _foreground(requests: Iterable[Request]) -> Counter[Category]:

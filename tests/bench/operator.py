@@ -81,6 +81,18 @@ def _share(figures: Figures) -> str:
     return f"{median(shares):.2f} ({', '.join(f'{share:.2f}' for share in shares)})"
 
 
+def _cpu_share(figures: Figures) -> str:
+    """What the share would be on a machine that does nothing else and is short of CPU only."""
+    ours = [each.writing.cpu_per_child for each in figures.bring_ups]
+    ceilings = [each.cpu_per_child for each in figures.ceilings]
+    return f"{median(ceilings) / median(ours):.2f}"
+
+
+def _others(figures: Figures) -> str:
+    ours = median(each.writing.other_cores for each in figures.bring_ups)
+    return f"{ours:.1f} (ceiling: {median(c.other_cores for c in figures.ceilings):.1f})"
+
+
 def _cpu(figures: Figures, attribute: str) -> str:
     values = [1000 * getattr(each, attribute) / each.writing.children for each in figures.bring_ups]
     return f"{median(values):.2f} ms"
@@ -116,10 +128,8 @@ _ROWS: Sequence[tuple[str, _Cell]] = (
     ),
     ("API server's own ceiling", lambda f: f"{median(c.per_second for c in f.ceilings):.1f}"),
     ("share of the ceiling", _share),
-    (
-        "cores used by others meanwhile",
-        lambda f: f"{median(each.writing.other_cores for each in f.bring_ups):.1f}",
-    ),
+    ("the same by CPU spent per child", _cpu_share),
+    ("cores used by others meanwhile", _others),
     (
         "edit to child, operator busy",
         lambda f: _seconds([s for each in f.bring_ups for s in each.edits]),

@@ -5,6 +5,7 @@ import threading
 import time
 from bisect import bisect_left
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -78,17 +79,28 @@ class CpuTrace:
                 return
 
 
-class Others:
-    """How many cores everybody else used meanwhile: how far a wall time can be trusted."""
+@dataclass(frozen=True, slots=True)
+class Used:
+    """What a :class:`Meter` has measured."""
 
-    def __init__(self, ours: Iterable[int]) -> None:
-        self._ours = list(ours)
+    cpu_seconds: float
+    """By the processes that were named."""
+    other_cores: float
+    """By everybody else, in the mean: how far a wall time can be trusted."""
+
+
+class Meter:
+    """Measures what some processes use from now on, and what the rest of the machine does."""
+
+    def __init__(self, pids: Iterable[int]) -> None:
+        self._pids = list(pids)
         self._since = time.monotonic()
-        self._before = self._foreign()
+        self._before = self._look()
 
-    def cores(self) -> float:
-        """Mean since the start."""
-        return (self._foreign() - self._before) / max(time.monotonic() - self._since, 1e-9)
+    def read(self) -> Used:
+        """Since the start."""
+        ours, everybody = (now - then for now, then in zip(self._look(), self._before, strict=True))
+        return Used(ours, (everybody - ours) / (time.monotonic() - self._since))
 
-    def _foreign(self) -> float:
-        return machine_busy_seconds() - sum(map(cpu_seconds, self._ours))
+    def _look(self) -> tuple[float, float]:
+        return sum(map(cpu_seconds, self._pids)), machine_busy_seconds()

@@ -23,11 +23,11 @@ from e2e.cluster.control_plane import ControlPlane
 from llmservice.adapters.kube import Connection, Credentials
 from llmservice.adapters.permissions import roles
 from llmservice.adapters.ports import ClusterError, NotFound, Resource
-from llmservice.adapters.resources import CHILDREN, LLM_SERVICE
+from llmservice.adapters.resources import CHILDREN, LLM_SERVICE, POD
 from llmservice.adapters.rest import RestCluster
 from llmservice.handlers.config import OperatorConfig
 from llmservice.handlers.operator import Operator
-from tests.bench.audit import AuditLog, Follower
+from tests.bench.audit import BACKGROUND, AuditLog, Follower, count
 
 CRDS = Path(__file__).parents[2] / "crds"
 OPERATOR_USER = "llmservice-operator"
@@ -234,15 +234,37 @@ class Kube:
 
     async def until_ready(self, name: str = "mistral", seconds: float = 30) -> Manifest:
         """Wait until the newest spec serves with all replicas."""
+        seen: list[Manifest] = []
 
         async def serving() -> Manifest | None:
             live = await self.service(name)
+            seen[:] = [live]
             current = live.get("status", {}).get("observedGeneration")
             ready = condition(live, "Ready")
             serves = ready.get("reason") == "Serving" and ready.get("status") == "True"
             return live if serves and current == live["metadata"]["generation"] else None
 
-        return await self.eventually(serving, f"{name} to serve", seconds)
+        try:
+            return await self.eventually(serving, f"{name} to serve", seconds)
+        except AssertionError as error:
+            children = await self.children(name)
+            pods = await self.list(POD, f"llmservice.dev/service={name}")
+            raise AssertionError(f"{error}; it is {seen}, {children}, {pods}") from error
+
+    async def until_quiet(self, follower: Follower, seconds: float = 3) -> None:
+        """Wait until the operator has done nothing for a while, but what keeps it there."""
+        loop = asyncio.get_running_loop()
+        known, since = -1, loop.time()
+
+        async def quiet() -> bool:
+            nonlocal known, since
+            counted = count(follower.poll())
+            work = sum(n for category, n in counted.items() if category not in BACKGROUND)
+            if work != known:
+                known, since = work, loop.time()
+            return loop.time() - since > seconds
+
+        await self.eventually(quiet, "the operator to have nothing to do", 30)
 
     async def children(self, name: str = "mistral") -> dict[str, Manifest]:
         """The live children of a service, as Kind/name."""

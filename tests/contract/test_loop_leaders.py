@@ -152,14 +152,15 @@ async def test_lost_lease_stops_all_writes(kube, start_operator):
 
 async def test_two_that_believe_to_lead_converge(kube, start_operator):
     """The same snapshot gives the same decision, so they do not fight."""
+    follower = kube.follow()
     await start_operator(identity="one", lease_name="one")
     await start_operator(identity="two", lease_name="two")
     await kube.ready_service()
     await kube.edit_service(engine={"maxNumSeqs": 128}, replicas=2)
     await kube.until_ready()
-    await asyncio.sleep(2)
+    await kube.until_quiet(follower)
     follower = kube.follow()
-    await asyncio.sleep(5)
+    await asyncio.sleep(5)  # silence is only seen over time
 
     counted = count(follower.poll())
     assert {} == {each: n for each, n in counted.items() if each not in BACKGROUND}

@@ -54,6 +54,8 @@ class _Entry:
     logs: dict[str, tuple[int, bytes]] = field(default_factory=dict)
     """Pod uid -> restart count and compressed text."""
     errors: tuple[ApplyError, ...] = ()
+    bereft: bool = False
+    """Somebody deleted a child: perhaps the garbage collector, because the service is gone."""
 
     @property
     def empty(self) -> bool:
@@ -109,6 +111,17 @@ class Store:
             },
             apply_errors=entry.errors,
         )
+
+    def is_bereft(self, key: ServiceKey) -> bool:
+        """Whether a child went away that we did not delete: is the service still there?"""
+        entry = self._entries.get(key)
+        return entry is not None and entry.bereft
+
+    def confirm(self, key: ServiceKey) -> None:
+        """The service is still there; what is missing may be made again."""
+        entry = self._entries.get(key)
+        if entry is not None:
+            entry.bereft = False
 
     # --- events -------------------------------------------------------------------------------
 
@@ -248,6 +261,7 @@ class Store:
             if _is_older(resource_version, entry.children[ref].resource_version):
                 return ()
             del entry.children[ref]
+            entry.bereft = True
         del self._owners[place]
         self._drop_if_empty(key)
         return (Touched(key, Change.Facts if place.kind == POD.kind else Change.Shape),)

@@ -51,7 +51,7 @@ class RolloutInput:
     no_room: NoRoom | None
     now: datetime
     replacing: bool = False
-    """This rollout already found no room; asking again for every pod would only cost time."""
+    """The status says that this rollout replaces; asking again for every pod would cost time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +94,10 @@ def _rolling(
     given: RolloutInput, new: DeploymentFacts, others: Mapping[str, DeploymentFacts]
 ) -> RolloutPlan:
     capacity, why = _choose_capacity(given)
+    if capacity is Capacity.Replace and not given.replacing:
+        # Said before it is done: once the only old pod stops, nothing else would tell why.
+        asked_now = {h: d.replicas for h, d in others.items()} | {given.target: new.replicas}
+        return RolloutPlan(asked_now, capacity, why, complete=False, check_again_at=given.now)
     quarter = max(1, given.wanted // 4)
     surge, unavailable = (quarter, 0) if capacity is Capacity.Surge else (0, quarter)
     asked = new.replicas + sum(d.replicas for d in others.values())

@@ -64,14 +64,23 @@ class CarryOut:
         Raises:
             ClusterError: it may work the next time.
         """
-        resource = CHILDREN[apply.ref.kind]
         child = self._store.child(service.key, apply.ref) if apply.force else None
+        try:
+            return await self._apply(service, apply, child)
+        except Conflict:
+            met = await self._meet(service.key, apply)
+        if child is not None and child.uid == met.uid:
+            raise Unavailable(f"{apply.ref} changed while it was written")
+        return await self._apply(service, apply, met)
+
+    async def _apply(
+        self, service: ServiceObject, apply: Apply, child: Child | None
+    ) -> ApplyError | None:
+        resource = CHILDREN[apply.ref.kind]
         if child is not None and not _is_ours(child, service.uid):
             return _foreign(apply, child)
         try:
             live = await self._write(resource, service.key.namespace, apply.manifest, child)
-        except Conflict:
-            return await self._meet(service, apply, resource, child)
         except Invalid as error:
             return ApplyError(apply.ref, ApplyErrorKind.Invalid, str(error))
         except Forbidden as error:
@@ -130,22 +139,18 @@ class CarryOut:
             text = ""
         self._store.put_crash_log(key, request.pod_uid, request.restart_count, text)
 
-    async def _meet(
-        self, service: ServiceObject, apply: Apply, resource: Resource, seen: Child | None
-    ) -> ApplyError | None:
-        """The object is not the one we know: is it ours, and only news to us?"""
+    async def _meet(self, key: ServiceKey, apply: Apply) -> Child:
+        """The object is not the one we know: look at it."""
+        resource = CHILDREN[apply.ref.kind]
         try:
-            live = await self._cluster.get(resource, service.key.namespace, apply.ref.name)
+            live = await self._cluster.get(resource, key.namespace, apply.ref.name)
         except NotFound:
-            self._store.remove_child(service.key, apply.ref)
+            self._store.remove_child(key, apply.ref)
             raise Unavailable(f"{apply.ref} went away while it was written") from None
         child = projection.child(apply.ref.kind, live)
-        if not _is_ours(child, service.uid) and not child.deleting:
-            return _foreign(apply, child)
-        self._store.put_child(service.key, apply.ref.kind, live)
-        if child.deleting or (seen is not None and seen.uid == child.uid):
-            raise Unavailable(f"{apply.ref} changed while it was written")
-        return None
+        if child.deleting:
+            raise Unavailable(f"{apply.ref} is about to go")
+        return child
 
 
 def _is_ours(child: Child, service_uid: str) -> bool:

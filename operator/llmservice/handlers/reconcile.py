@@ -113,6 +113,8 @@ class Reconciler:
         self._telemetry.reconcile_seconds.labels(result).observe(_local_time() - started)
 
     async def _pass(self, key: ServiceKey) -> None:
+        if self._store.is_bereft(key):
+            await self._confirm(key)
         observed = self._store.snapshot(key, utc_now())
         if observed is None:
             self._forget(key)
@@ -125,6 +127,19 @@ class Reconciler:
                 self._queue.add_after(key, GATHER_SECONDS)
                 return
         await self._report(observed, decision)
+
+    async def _confirm(self, key: ServiceKey) -> None:
+        """A child was deleted: see whether the service was, before making the child again.
+
+        The garbage collector's deletions may be told before the service's own.
+        """
+        try:
+            live = await self._cluster.get(LLM_SERVICE, key.namespace, key.name)
+        except NotFound:
+            self._store.forget(key)
+        else:
+            self._store.put(LLM_SERVICE.kind, live)
+            self._store.confirm(key)
 
     async def _work_on(self, observed: Observed, decision: Decision, tried: _Tried) -> bool:
         """Carry out what was not just tried; True when there was any."""

@@ -133,12 +133,14 @@ def test_autoscaler_gets_its_time():
 
 
 def test_old_pod_makes_room_after_the_grace():
-    """When the grace is over, one old pod stops and the reason is the scheduler's."""
-    plan = plan_rollout(_input(now=NOW + SCHEDULING_GRACE))
+    """When the grace is over this is said, with the scheduler's reason, and then done."""
+    said = plan_rollout(_input(now=NOW + SCHEDULING_GRACE))
+    done = plan_rollout(_input(now=NOW + SCHEDULING_GRACE, replacing=True))
 
-    assert {"old": 1, "new": 1} == plan.replicas
-    assert Capacity.Replace is plan.capacity
-    assert "Insufficient nvidia.com/gpu" in plan.why
+    assert {"old": 2, "new": 1} == said.replicas
+    assert Capacity.Replace is said.capacity
+    assert "Insufficient nvidia.com/gpu" in said.why
+    assert {"old": 1, "new": 1} == done.replicas
 
 
 def test_nothing_stops_when_it_would_not_help():
@@ -160,7 +162,12 @@ def test_replace_needs_no_proof():
     """`capacity: Replace` stops an old pod before a new one exists."""
     deployments = {"old": DeploymentFacts(2, 2, 2)}
     plan = plan_rollout(
-        _input(policy=RolloutSpec(capacity="Replace"), deployments=deployments, no_room=None)
+        _input(
+            policy=RolloutSpec(capacity="Replace"),
+            deployments=deployments,
+            no_room=None,
+            replacing=True,
+        )
     )
 
     assert {"old": 1, "new": 0} == plan.replicas

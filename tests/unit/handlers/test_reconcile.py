@@ -277,6 +277,25 @@ async def test_service_that_is_gone_is_forgotten():
 
 
 @in_fake_time
+async def test_child_deleted_with_its_service_is_not_made_again():
+    """The garbage collector's deletions may be told before the service's own."""
+    rig = Rig()
+    await rig.settle()
+    child = rig.cluster.objects.pop(("Service", "team", "mistral-0"))
+    service = rig.cluster.objects.pop(("LLMService", "team", "mistral"))
+    rig.store.remove("Service", child)
+
+    assert {("get", "LLMService"): 1} == await rig.settle()
+    assert [] == rig.store.services()
+
+    rig.edit(service)
+    rig.store.remove("Service", rig.cluster.objects.pop(("Service", "team", "mistral-1")))
+    calls = await rig.settle()
+
+    assert (1, 2) == (calls["get", "LLMService"], calls["apply", "Service"])
+
+
+@in_fake_time
 async def test_edit_that_came_with_the_answer_is_looked_at():
     """The status answer holds the newest spec, before any watch tells of it."""
     rig = Rig()
