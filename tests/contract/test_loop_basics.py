@@ -5,6 +5,9 @@ import asyncio
 from llmservice.adapters.resources import CHILDREN, DEPLOYMENT, LLM_SERVICE
 from tests.bench.audit import BACKGROUND, Category, count
 
+COLLECT_SECONDS = 60
+"""The garbage collector learns of a new CRD within 30 s."""
+
 
 def work(follower):
     """What the operator did, without what it needs to be there at all."""
@@ -100,7 +103,10 @@ async def test_edit_reaches_the_children(kube, start_operator):
 
 
 async def test_deleted_service_takes_its_children_along(kube, start_operator):
-    """The garbage collector does it; the operator neither helps nor fights it."""
+    """The garbage collector does it; the operator neither helps nor fights it.
+
+    A child's end may be seen before its owner's. Then the operator looks at what it met, no more.
+    """
     running = await start_operator()
     await kube.ready_service()
     follower = kube.follow()
@@ -109,10 +115,10 @@ async def test_deleted_service_takes_its_children_along(kube, start_operator):
     async def nothing_left():
         return not await kube.children()
 
-    await kube.eventually(nothing_left, "the children to be collected")
+    await kube.eventually(nothing_left, "the children to be collected", COLLECT_SECONDS)
     await asyncio.sleep(0.5)
 
-    assert {} == work(follower)
+    assert set(work(follower)) <= {Category.Read}
     assert [] == running.operator.store.services()
 
 
@@ -122,7 +128,7 @@ async def test_recreated_service_starts_anew(kube, start_operator):
     first = await kube.ready_service()
     await kube.delete(LLM_SERVICE, "mistral")
     await kube.create_service()
-    second = await kube.until_ready()
+    second = await kube.until_ready(seconds=COLLECT_SECONDS)
 
     assert first["metadata"]["uid"] != second["metadata"]["uid"]
     for child in (await kube.children()).values():

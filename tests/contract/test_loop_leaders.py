@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -90,11 +91,12 @@ async def test_instance_that_waits_can_be_stopped(kube, spawn_operator, start_op
     await start_operator(identity="leader")
     waiting = spawn_operator(identity="waiting")
 
-    async def waits():
-        return "Lease" in waiting.log.read_text() or waiting.process.poll() is None
+    async def listens():
+        lines = Path(f"/proc/{waiting.process.pid}/status").read_text().splitlines()
+        caught = next(int(line.split()[1], 16) for line in lines if line.startswith("SigCgt"))
+        return caught >> (signal.SIGTERM - 1) & 1
 
-    await kube.eventually(waits, "it to run")
-    await asyncio.sleep(2)
+    await kube.eventually(listens, "it to listen to signals", 30)
     waiting.process.send_signal(signal.SIGTERM)
 
     assert 0 == await exit_code(waiting, 15), waiting.log.read_text()

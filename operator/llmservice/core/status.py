@@ -102,7 +102,7 @@ def _ready(progress: Progress) -> tuple[str, str, str]:
         return status, Reason.RollingOut, f"the newest revision is being rolled out; {counts}"
     if progress.ready == 0:
         return "False", Reason.Loading, f"the model is loading; {counts}"
-    if progress.ready < progress.wanted:
+    if progress.ready < progress.wanted or not progress.rolled_out:
         return "True", Reason.ScalingUp, counts
     return "True", Reason.Serving, counts
 
