@@ -158,10 +158,15 @@ def spawn_operator(
 
 
 _RUN = """
-import json, pathlib, sys
+import json, os, pathlib, sys, threading, time
 from llmservice.adapters.kube import Credentials
 from llmservice.handlers.config import OperatorConfig
 from llmservice.handlers.operator import main
+def end_with(parent):
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(9)
+threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
 told = json.loads(sys.argv[1])
 credentials = Credentials(kubeconfig=pathlib.Path(told.pop("kubeconfig")))
 told["namespaces"] = tuple(told["namespaces"])

@@ -75,7 +75,7 @@ async def test_service_whose_deletion_was_missed_is_forgotten(kube, start_operat
     async def collected():
         return not await kube.children("phantom")
 
-    await kube.eventually(collected, "the garbage collector to take what was made", 30)
+    await kube.eventually(collected, "the garbage collector to take what was made", 60)
 
 
 async def test_service_that_kopf_missed_is_found_by_the_resync(kube, start_operator):

@@ -148,7 +148,8 @@ async def test_lost_lease_stops_all_writes(kube, start_operator):
     await kube.edit_service(engine={"maxNumSeqs": 128})
     await asyncio.sleep(2)
 
-    assert {} == count(follower.poll())
+    # The end of its watches is noted late; requests of its own would be of the other kinds.
+    assert set(count(follower.poll())) <= {Category.Watch}
     assert "thief" == await holder(kube)
 
 
