@@ -31,6 +31,7 @@ from .processes import tail, wait_until
 from .progress import ClusterError, say, step
 from .toolchain import binaries
 
+_STATES = Path("/run/llmservice")
 _START_SECONDS = 120
 _UNSHARE = (
     *("unshare", "--mount", "--pid", "--net", "--uts", "--ipc"),
@@ -57,7 +58,7 @@ class LocalCluster:
         self.name = name
         self._work = cache_root() / "clusters" / name
         # Not in the cache: a cluster must be found, to end it, after the cache was removed.
-        self._state = Path("/run/llmservice") / f"{name}.json"
+        self._state = _STATES / f"{name}.json"
         # Kept while the cluster runs: its standard input is what a tied cluster hangs on.
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -80,6 +81,7 @@ class LocalCluster:
                     return
                 say(f"cluster {self.name} was started by other code; restarting it")
             self.down()
+            _sweep()
             with step(f"starting cluster {self.name}"):
                 self._start(self._new_spec(programs), key, tied=tied)
         self._images().drop_superseded()
@@ -143,10 +145,7 @@ class LocalCluster:
 
     def api(self) -> Api:
         """A minimal client with administrator rights."""
-        spec = self._live().spec
-        pki = spec.work / "pki"
-        admin = KeyPair(pki / "client-admin.crt", pki / "client-admin.key")
-        return Api(spec.layout.server, pki / "cluster-ca.crt", admin)
+        return _administrator(self._live().spec)
 
     def inside(self, command: Sequence[str | Path]) -> list[str]:
         """`command` as words that run it among the node's mounts and network."""
@@ -195,7 +194,7 @@ class LocalCluster:
             order = json.dumps({"spec": spec.to_json(), "tied": tied})
             process.stdin.write(order.encode() + b"\n")
             process.stdin.flush()
-            self._wait_ready(process, log)
+            self._wait_ready(process, spec, log)
         except BaseException:
             process.kill()
             self.down()
@@ -203,7 +202,7 @@ class LocalCluster:
         if not tied:
             process.stdin.close()
 
-    def _wait_ready(self, process: subprocess.Popen[bytes], log: Path) -> None:
+    def _wait_ready(self, process: subprocess.Popen[bytes], spec: NodeSpec, log: Path) -> None:
         def alive() -> None:
             if process.poll() is None:
                 return
@@ -217,13 +216,29 @@ class LocalCluster:
         def ready() -> bool:
             if not (self._work / "pki" / "client-admin.key").exists():
                 return False
-            api = self.api()
+            api = _administrator(spec)
             # Through the service address: that is API server, kube-proxy and the route at once.
-            service = Network(self._live().spec.index).api_service
+            service = Network(spec.index).api_service
             through_service = Api(f"https://{service}:443", api.authority, api.identity)
             return through_service.answers("/readyz") and _node_ready(api, self.name)
 
         wait_until(ready, what="the node to be Ready", seconds=_START_SECONDS, still_alive=alive)
+
+
+def _administrator(spec: NodeSpec) -> Api:
+    pki = spec.work / "pki"
+    admin = KeyPair(pki / "client-admin.crt", pki / "client-admin.key")
+    return Api(spec.layout.server, pki / "cluster-ca.crt", admin)
+
+
+def _sweep() -> None:
+    """Remove the control groups of clusters that were killed; their logs stay for the curious.
+
+    Every kubelet looks into all pods' groups of the machine before it registers, for seconds each.
+    """
+    for state in _STATES.glob("*.json"):
+        if LocalCluster(state.stem).running() is None:
+            control_groups.remove(control_group(state.stem))
 
 
 def _node_ready(api: Api, name: str) -> bool:

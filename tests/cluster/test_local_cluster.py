@@ -54,6 +54,11 @@ def a_pod(name, gpus=0):
     )
 
 
+def control_groups(cluster):
+    """What a cluster, alive or not, has in the kernel's hierarchies."""
+    return list(Path("/sys/fs/cgroup").glob(f"**/llmservice-{cluster.name}"))
+
+
 def test_a_pod_runs(cluster):
     """Kubelet, containerd, network and sandbox image work together, and logs can be read."""
     kubectl(cluster, "create", "-f", "-", stdin=a_pod("plain"))
@@ -105,9 +110,22 @@ def test_nothing_is_left(brief):
     assert interface not in {name for _, name in socket.if_nameindex()}
     assert interface not in run(["ip", "route"])
     assert str(running.spec.work) not in Path("/proc/mounts").read_text()
-    assert [] == list(Path("/sys/fs/cgroup").glob(f"**/llmservice-{brief.name}"))
+    assert [] == control_groups(brief)
     assert not running.spec.work.exists()
     assert brief.running() is None
+
+
+def test_a_killed_cluster_is_not_in_the_way(brief):
+    """The control groups of one that was killed go when another starts; its kubelet would trip."""
+    os.kill(brief.running().pid, signal.SIGKILL)
+    wait_until(lambda: brief.running() is None, what="the cluster's end", seconds=10)
+    assert control_groups(brief)
+
+    other = LocalCluster(f"{NAME}-other")
+    other.up(tied=True)
+    other.down()
+
+    assert [] == control_groups(brief)
 
 
 def test_half_a_cluster_is_none(brief):

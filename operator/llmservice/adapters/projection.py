@@ -25,6 +25,7 @@ from llmservice.core.ownership import owned_fields
 from llmservice.core.revisions import pack_data
 
 _EPOCH = datetime.fromtimestamp(0, UTC)
+_ENCODE = json.JSONEncoder(separators=(",", ":")).encode
 _INTERNED_LIMIT = 4096
 _interned: dict[str, str] = {}
 
@@ -192,7 +193,7 @@ def _intern(value: str) -> str:
 
 
 def _compact(value: Mapping[str, Any]) -> bytes:
-    return json.dumps(value, separators=(",", ":")).encode()
+    return _ENCODE(value).encode()
 
 
 def _moment(value: object) -> datetime:

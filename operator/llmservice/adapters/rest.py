@@ -21,6 +21,7 @@ from llmservice.adapters.ports import ListPage, Resource, WatchEvent
 from llmservice.adapters.resources import POD
 from llmservice.core.observed import Manifest
 
+_ENCODE = json.JSONEncoder(separators=(",", ":")).encode
 _JSON = "application/json"
 _MERGE = "application/merge-patch+json"
 _APPLY = "application/apply-patch+yaml"  # JSON is YAML
@@ -213,7 +214,7 @@ class RestCluster:
         *,
         content_type: str = _JSON,
     ) -> Manifest:
-        data = None if body is None else json.dumps(body, separators=(",", ":")).encode()
+        data = None if body is None else _ENCODE(body).encode()
         headers = {"Accept": _JSON, "Content-Type": content_type}
         with _connection_errors():
             async with self._requests.request(

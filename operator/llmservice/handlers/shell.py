@@ -14,7 +14,8 @@ import kopf
 from llmservice.adapters.kube import Connection
 from llmservice.api import names
 
-_CHUNK = 500
+_CHUNK = 100
+"""Objects per chunk of the first list; kopf starts a task for each at once."""
 _STOP_SECONDS = 5.0
 _RETRIES_SECONDS = (0.5, 1, 2, 4, *([5] * 60))
 """Five minutes of an API server that answers with errors, before kopf gives up and we exit."""
