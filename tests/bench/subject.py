@@ -81,6 +81,7 @@ class Operator:
     def __init__(
         self, cluster: ControlPlane, instance: str = "operator", *, profile: Path | None = None
     ) -> None:
+        self._cluster = cluster
         self.user = user_of(instance)
         self.log = cluster.layout.work / f"{instance}.log"
         identity = cluster.kubeconfig_for(self.user, ["system:serviceaccounts", _GROUP])
@@ -100,7 +101,13 @@ class Operator:
         assert self._process is None
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=_environment()
+                self._command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=_environment(),
+                # The control plane's ProcessGroup, which ends when the benchmark is killed.
+                process_group=os.getpgid(self._cluster.pid_of("etcd")),
             )
         return self
 

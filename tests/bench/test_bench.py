@@ -5,6 +5,10 @@ No times are asserted here; they belong to docs/performance.md and a quiet machi
 
 import json
 import os
+import select
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +19,23 @@ from tests.bench.measure import Plan, measure_size
 from tests.bench.operator import table
 
 _CHILDREN = 6
+_BENCHMARK = """
+import pathlib, sys, time, types
+from e2e.cluster.processes import ProcessGroup
+from tests.bench.subject import Operator
+work = pathlib.Path(sys.argv[1])
+with ProcessGroup(work) as group:
+    group.start("etcd", ["sleep", "1000"])
+    operator = Operator(types.SimpleNamespace(
+        layout=types.SimpleNamespace(work=work),
+        kubeconfig_for=lambda *_: "none",
+        pid_of=group.pid_of,
+    ))
+    operator._command = ["sleep", "1000"]
+    with operator:
+        print(operator.pid, flush=True)
+        time.sleep(1000)
+"""
 
 
 def _line(user: str, verb: str, resource: str, subresource: str = "", second: int = 0) -> str:
@@ -66,6 +87,21 @@ def test_a_process_has_used_cpu_and_memory() -> None:
     spent = os.times()
     assert spent.user + spent.system == pytest.approx(procfs.cpu_seconds(os.getpid()), abs=0.05)
     assert procfs.peak_rss_mib(os.getpid()) > 5
+
+
+def test_the_operator_ends_when_the_benchmark_is_killed(tmp_path: Path) -> None:
+    """Else it would go on, and disturb what is measured next."""
+    command = [sys.executable, "-c", _BENCHMARK, str(tmp_path / "work")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as benchmark:
+        assert benchmark.stdout is not None
+        operator = os.pidfd_open(int(benchmark.stdout.readline()))
+        benchmark.send_signal(signal.SIGKILL)
+
+    try:
+        readable, _, _ = select.select([operator], [], [], 20)
+        assert readable  # a pidfd is readable once its process has ended
+    finally:
+        os.close(operator)
 
 
 @pytest.mark.contract

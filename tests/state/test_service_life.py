@@ -98,6 +98,8 @@ KNOB_EDITS = {
     "startupTimeoutSeconds": 600,
     "drainTimeoutSeconds": 60,
     "imagePullPolicy": "Always",
+    "profile": "Latency",
+    "speculative": {"method": "ngram", "numSpeculativeTokens": 3},
 }
 
 
@@ -119,7 +121,7 @@ def test_every_engine_field_is_in_the_table():
     """A field added to spec.engine cannot be forgotten above."""
     aliases = {info.alias for info in EngineSpec.model_fields.values()}
 
-    assert aliases == set(KNOB_EDITS)
+    assert aliases == {*KNOB_EDITS, "plan"}
 
 
 @pytest.mark.parametrize(
@@ -128,6 +130,7 @@ def test_every_engine_field_is_in_the_table():
         {"replicas": 3},
         {"service": {"port": 8080}},
         {"rollout": {"capacity": "Surge"}},
+        {"engine": {"image": "vllm/vllm-openai:v0.33.0", "maxNumSeqs": 64, "plan": "Advisory"}},
         {"engine": {"image": "vllm/vllm-openai:v0.33.0", "maxNumSeqs": 64, "extraArgs": []}},
         {"engine": {"image": "vllm/vllm-openai:v0.33.0", "maxNumSeqs": 64, "unknownYet": 1}},
     ],

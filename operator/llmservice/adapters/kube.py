@@ -9,18 +9,30 @@ way to authenticate.
 import asyncio
 import os
 import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import aiohttp
+import yaml
 from kubernetes.aio.client import Configuration
-from kubernetes.aio.config import load_incluster_config, load_kube_config
+from kubernetes.aio.config import ConfigException, load_incluster_config, load_kube_config
+from yarl import URL
+
+from llmservice.adapters.ports import Unavailable
 
 _UNAUTHORIZED = 401
 _RELOAD_PAUSE_SECONDS = 5.0
 _CONNECT_SECONDS = 5.0
 _KEEPALIVE_SECONDS = 60.0
+_POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+_DEFAULT_NAMESPACE = "default"
+
+
+class CredentialsError(Unavailable):
+    """There is no usable kubeconfig or service account; the message says why, in one line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +62,13 @@ class Connection:
     Client certificates and the CA are read once, at the start; bearer tokens are refreshed.
     """
 
-    def __init__(self, credentials: Credentials, configuration: Any) -> None:
+    def __init__(self, credentials: Credentials, configuration: Any, namespace: str) -> None:
+        self.namespace = namespace
+        """Where kubectl would look if told no namespace: the context's or the pod's own."""
         self._credentials = credentials
         self._configuration = configuration
         self._tls = _tls_context(configuration)
+        self._proxy = URL(configuration.proxy) if configuration.proxy else None
         self._reloading = asyncio.Lock()
         self._reloaded_at = 0.0
 
@@ -62,9 +77,10 @@ class Connection:
         """Read the configuration.
 
         Raises:
-            kubernetes.aio.config.ConfigException: there is none, or it is broken.
+            CredentialsError: there is none, or it is broken.
         """
-        return cls(credentials, await _load(credentials))
+        with _credentials_errors(credentials):
+            return cls(credentials, *await _load(credentials))
 
     @property
     def server(self) -> str:
@@ -90,7 +106,7 @@ class Connection:
             },
             timeout=aiohttp.ClientTimeout(total=30, sock_connect=_CONNECT_SECONDS),
             middlewares=(self._authenticate,),
-            proxy=self._configuration.proxy,
+            proxy=self._proxy,
         )
 
     async def _authenticate(
@@ -109,35 +125,82 @@ class Connection:
         return await send(request)
 
     async def _authorize(self, request: aiohttp.ClientRequest) -> str | None:
-        token = await self._configuration.get_api_key_with_prefix("BearerToken", "authorization")
-        if token is None:
-            return None
-        request.headers["Authorization"] = authorization = str(token).strip()
+        authorization = await self._authorization()
+        if authorization is not None:
+            request.headers["Authorization"] = authorization
         return authorization
+
+    async def _authorization(self) -> str | None:
+        with _credentials_errors(self._credentials):  # it reads the service account's token anew
+            token = await self._configuration.get_api_key_with_prefix(
+                "BearerToken", "authorization"
+            )
+        return None if token is None else str(token).strip()
 
     async def _reload(self, *, stale: str) -> None:
         """Read the configuration again, which runs an exec plugin anew; not in quick succession."""
         async with self._reloading:
-            current = await self._configuration.get_api_key_with_prefix("BearerToken")
+            current = await self._authorization()
             now = asyncio.get_running_loop().time()
-            if str(current).strip() != stale or now - self._reloaded_at < _RELOAD_PAUSE_SECONDS:
+            if current != stale or now - self._reloaded_at < _RELOAD_PAUSE_SECONDS:
                 return
             self._reloaded_at = now
-            self._configuration = await _load(self._credentials)
+            with _credentials_errors(self._credentials):
+                self._configuration, _ = await _load(self._credentials)
 
 
-async def _load(credentials: Credentials) -> Any:
+async def _load(credentials: Credentials) -> tuple[Any, str]:
+    """The configuration, and the namespace meant by those who name none."""
     configuration = Configuration()
     if credentials.in_cluster:
         load_incluster_config(client_configuration=configuration)
+        namespace = _pod_namespace()
     else:
-        await load_kube_config(
-            config_file=None if credentials.kubeconfig is None else str(credentials.kubeconfig),
+        loader = await load_kube_config(
+            config_file=_existing(_kubeconfig_of(credentials)),
             context=credentials.context,
             client_configuration=configuration,
             persist_config=False,
         )
-    return configuration
+        namespace = loader.current_context["context"].get("namespace")
+    return configuration, str(namespace or _DEFAULT_NAMESPACE)
+
+
+def _pod_namespace() -> str:
+    with suppress(FileNotFoundError):
+        return _POD_NAMESPACE.read_text(encoding="utf-8").strip()
+    return ""
+
+
+def _kubeconfig_of(credentials: Credentials) -> str:
+    """One path, or several as in ``KUBECONFIG``."""
+    return str(credentials.kubeconfig or os.environ.get("KUBECONFIG") or "~/.kube/config")
+
+
+def _existing(paths: str) -> str:
+    """The paths, of which the library would only log that none is there."""
+    if not any(Path(path).expanduser().exists() for path in paths.split(os.pathsep) if path):
+        raise ConfigException(f"{paths} does not exist")
+    return paths
+
+
+@contextmanager
+def _credentials_errors(credentials: Credentials) -> Iterator[None]:
+    """Turns whatever a broken configuration makes the library raise into CredentialsError."""
+    try:
+        yield
+    except Exception as error:
+        what = "service account" if credentials.in_cluster else "kubeconfig"
+        raise CredentialsError(f"no usable {what}: {_reason(credentials, error)}") from error
+
+
+def _reason(credentials: Credentials, error: Exception) -> str:
+    if not isinstance(error, ConfigException | yaml.YAMLError | OSError):
+        # It tripped over a value of the wrong type, and its words are about its own code.
+        where = "the pod's" if credentials.in_cluster else _kubeconfig_of(credentials)
+        return f"{where} is malformed"
+    line = " ".join(str(error).split()).removeprefix("Invalid kube-config file. ")
+    return line.partition("/{")[0]  # then it quotes the entry, with its token
 
 
 def _tls_context(configuration: Any) -> ssl.SSLContext:

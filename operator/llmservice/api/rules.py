@@ -65,6 +65,9 @@ def _ranks(field: str) -> str:
 
 _IS_CPU = "(has(self.accelerator.resource) && self.accelerator.resource == 'cpu')"
 _RANKS = f"{_ranks('tensor')} * {_ranks('pipeline')} * {_ranks('data')}"
+_HAS_TENSOR = (
+    "(has(self.engine) && has(self.engine.parallelism) && has(self.engine.parallelism.tensor))"
+)
 _SERVED_NAME = _or_default("self.spec.model", "servedName", "self.metadata.name")
 _OLD_SERVED_NAME = _SERVED_NAME.replace("self.", "oldSelf.")
 
@@ -154,7 +157,8 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "count-matches-parallelism",
         "spec",
-        f"!has(self.accelerator.count) || self.accelerator.count == {_RANKS}",
+        f"!has(self.accelerator.count) || ({_HAS_TENSOR} ? self.accelerator.count == {_RANKS}"
+        f" : self.accelerator.count % ({_RANKS}) == 0)",
         "accelerator.count must equal tensor x pipeline x data of engine.parallelism: leave it out,"
         " or change one of them",
         field="accelerator",

@@ -85,6 +85,9 @@ class ModelSpec(ApiObject):
     Immutable: clients depend on it."""
     source: ModelSource | None = None
     """Where the files come from."""
+    architecture: FreeForm | None = None
+    """Facts of the model's config.json under their own names (num_hidden_layers, hidden_size, ...),
+    for a model that the operator's catalog lacks. The memory plan is made from them."""
 
 
 # --- spec.engine --------------------------------------------------------------------------------
@@ -93,8 +96,9 @@ class ModelSpec(ApiObject):
 class Parallelism(ApiObject):
     """How one replica is spread over accelerators; a replica uses tensor x pipeline x data."""
 
-    tensor: Annotated[int, Field(ge=1, le=MAX_PARALLEL)] = 1
-    """Ranks that share each layer (--tensor-parallel-size); must divide the attention heads."""
+    tensor: Annotated[int, Field(ge=1, le=MAX_PARALLEL)] | None = None
+    """Ranks that share each layer (--tensor-parallel-size); must divide the attention heads.
+    Default: what accelerator.count gives, else the smallest that the memory plan finds to fit."""
     pipeline: Annotated[int, Field(ge=1, le=MAX_PARALLEL)] = 1
     """Stages that share the layers in sequence (--pipeline-parallel-size)."""
     data: Annotated[int, Field(ge=1, le=MAX_PARALLEL)] = 1
@@ -103,6 +107,21 @@ class Parallelism(ApiObject):
     expert: bool = False
     """Spread experts instead of slicing them (--enable-expert-parallel), for mixture-of-experts
     models."""
+
+
+class SpeculativeSpec(ApiObject):
+    """Speculative decoding (--speculative-config): a draft proposes, the model checks."""
+
+    method: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[a-z0-9_]+$")]
+    """How tokens are proposed, for instance draft_model, eagle3, mtp, ngram."""
+    model: Annotated[str, Field(min_length=1, max_length=512, pattern=WORD)] | None = None
+    """Draft model: hub id, or path in the image."""
+    num_speculative_tokens: Annotated[int, Field(ge=1, le=64)]
+    """Tokens proposed per step, 1 to 64."""
+    draft_tensor_parallel_size: Annotated[int, Field(ge=1, le=MAX_PARALLEL)] | None = None
+    """Ranks that share each layer of the draft."""
+    prompt_lookup_max: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """Longest prompt part that ngram looks up."""
 
 
 class KeySelector(ApiObject):
@@ -161,6 +180,12 @@ class EngineSpec(ApiObject):
     )
     """vLLM version in the image, for instance 0.33.0. Default: read from the image's tag; needed
     when the tag does not tell."""
+    profile: Literal["Throughput", "Balanced", "Latency"] = "Balanced"
+    """What unset knobs are tuned for: most tokens per second, vLLM's own balance, or fast answers
+    to few requests."""
+    plan: Literal["Enforce", "Advisory"] = "Enforce"
+    """What an infeasible memory plan does: Enforce starts no pod that would load its weights and
+    die, Advisory only says so."""
     parallelism: Parallelism | None = None
     """How one replica is spread over accelerators."""
     dtype: Literal["auto", "half", "float16", "bfloat16", "float", "float32"] | None = None
@@ -208,6 +233,8 @@ class EngineSpec(ApiObject):
         Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.-]+$")] | None
     ) = None
     """Parser of tool calls (--tool-call-parser with --enable-auto-tool-choice)."""
+    speculative: SpeculativeSpec | None = None
+    """Speculative decoding (--speculative-config)."""
     reasoning_parser: (
         Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.-]+$")] | None
     ) = None
@@ -245,6 +272,9 @@ class AcceleratorSpec(ApiObject):
     product: Annotated[LabelValue, Field(min_length=1)] | None = None
     """Value of the node label nvidia.com/gpu.product, for instance NVIDIA-A10G; pods go only
     there."""
+    memory: ByteQuantity | None = None
+    """Memory of one device as nvidia-smi reports it, for instance 24Gi. Needed for the memory plan
+    when product is unset, or not known to the operator."""
 
 
 class RolloutSpec(ApiObject):
@@ -350,6 +380,42 @@ class EngineStatus(ApiObject):
     """Arguments of `vllm serve`."""
 
 
+class PlanStatus(ApiObject):
+    """The memory plan of the newest spec: what fits, before a device is touched."""
+
+    outcome: Literal["Fits", "Marginal", "InfeasiblePlan", "PlanUnknown"]
+    """Fits, Marginal (may not start), InfeasiblePlan (would die), PlanUnknown (nothing known)."""
+    message: Message
+    """The plan in a sentence, or what does not fit and the nearest changes that do."""
+    tensor: Annotated[int, Field(ge=1)] | None = None
+    """Tensor parallel size."""
+    max_model_len: Annotated[int, Field(ge=1)] | None = None
+    """Longest request in tokens."""
+    max_num_seqs: Annotated[int, Field(ge=1)] | None = None
+    """Most requests in one batch."""
+    weights_per_device: Annotated[str, Field(max_length=32)] | None = None
+    """Weights on each device."""
+    kv_cache_per_device: Annotated[str, Field(max_length=32)] | None = None
+    """KV cache on each device."""
+    kv_cache_tokens: Annotated[int, Field(ge=0)] | None = None
+    """Tokens that the KV cache of a replica holds."""
+    max_concurrency: Annotated[str, Field(max_length=32)] | None = None
+    """Requests of maxModelLen that a replica holds at once."""
+
+
+class CapacityStatus(ApiObject):
+    """What a running engine reports of its KV cache; it outranks the plan."""
+
+    revision: Annotated[str, Field(max_length=32)]
+    """Revision that reported."""
+    kv_cache_tokens: Annotated[int, Field(ge=0)]
+    """Tokens that the KV cache of a replica holds."""
+    max_concurrency: Annotated[str, Field(max_length=32)]
+    """Requests of maxModelLen that a replica holds at once."""
+    deviation_percent: int | None = None
+    """How far the plan was off: over 0 when the engine has more than planned."""
+
+
 class LLMServiceStatus(ApiObject):
     """What is, and what is wrong. Written by the operator only."""
 
@@ -377,6 +443,10 @@ class LLMServiceStatus(ApiObject):
     """Live revisions, newest first."""
     engine: EngineStatus | None = None
     """What the newest revision runs."""
+    plan: PlanStatus | None = None
+    """The memory plan of the newest spec."""
+    capacity: CapacityStatus | None = None
+    """What a running engine reports of its KV cache."""
     conditions: Annotated[
         tuple[Condition, ...],
         Field(max_length=16, json_schema_extra={"x-kubernetes-list-map-keys": ["type"]}),

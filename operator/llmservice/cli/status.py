@@ -10,8 +10,8 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,6 @@ from llmservice.cli.report import Service, Verdict, as_json, describe, summary, 
 
 EXIT_READY = 0
 EXIT_NOT_READY = 1
-EXIT_UNREACHABLE = 3
 EXIT_INTERRUPTED = 130
 
 _RECONNECT_SECONDS = 1.0
@@ -33,41 +32,27 @@ _RECONNECT_ATTEMPTS = 30
 _COLOURS = {Verdict.Ready: "32", Verdict.Stalled: "31", Verdict.Progressing: "33"}
 
 
-class _UnreachableError(Exception):
-    """The cluster does not answer, or not to us; the message says why."""
-
-
 def run(arguments: argparse.Namespace) -> int:
-    """Print the status that was asked for and return the exit code."""
+    """Print the status that was asked for and return the exit code.
+
+    Raises:
+        ClusterError: the cluster cannot be reached or refuses us; the message says why.
+    """
     try:
         return asyncio.run(_run(arguments))
-    except _UnreachableError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_UNREACHABLE
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
 
 
 async def _run(arguments: argparse.Namespace) -> int:
     kubeconfig = Path(arguments.kubeconfig) if arguments.kubeconfig else None
-    async with _cluster(Credentials(kubeconfig, arguments.context)) as cluster:
-        question = _Question(cluster, arguments.namespace, arguments.name)
-        try:
-            if arguments.watch:
-                return await _Watch(question, as_lines=arguments.output == "text").until_settled()
-            return _show(await question.services(), question, arguments.output)
-        except ClusterError as error:
-            raise _UnreachableError(str(error)) from error
-
-
-@asynccontextmanager
-async def _cluster(credentials: Credentials) -> AsyncIterator[Cluster]:
+    connection = await Connection.open(Credentials(kubeconfig, arguments.context))
+    cluster = RestCluster(connection)
+    question = _Question(cluster, arguments.namespace or connection.namespace, arguments.name)
     try:
-        cluster = RestCluster(await Connection.open(credentials))
-    except Exception as error:  # kubeconfig, YAML, TLS and files fail each in its own way
-        raise _UnreachableError(f"no usable kubeconfig: {error}") from error
-    try:
-        yield cluster
+        if arguments.watch:
+            return await _Watch(question, as_lines=arguments.output == "text").until_settled()
+        return _show(await question.services(), question, arguments.output)
     finally:
         await cluster.close()
 
@@ -94,7 +79,7 @@ class _Question:
                     LLM_SERVICE, self.namespace, continue_token=token
                 )
             except NotFound as error:
-                raise _UnreachableError(
+                raise ClusterError(
                     f"the cluster has no {names.KIND}: install the CustomResourceDefinition"
                 ) from error
             found += [item for item in page.items if self.is_about(item)]

@@ -6,6 +6,7 @@ from vLLM's own wheels. A knob that the version lacks is refused here, before a 
 on loading a model and dies of ``unrecognized arguments``.
 """
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -14,6 +15,9 @@ from llmservice.api.rules import Violation
 from llmservice.api.v1alpha1 import LLMServiceSpec, Parallelism
 from llmservice.core import flags
 from llmservice.core.extra_args import check_extra_args
+from llmservice.core.planner.model import UnreadableConfigError
+from llmservice.core.planner.outcome import Outcome
+from llmservice.core.planning import plan_spec, running_spec
 from llmservice.core.quantities import parse_bytes
 
 MODELS_DIR = "/models"
@@ -94,6 +98,10 @@ class EnginePlan:
     """After ``vllm serve``: the model, then flags."""
     version: str
     """vLLM minor version whose flag table was used."""
+    spec: LLMServiceSpec
+    """What runs: the user's spec with what the memory plan and the profile chose."""
+    memory: Outcome
+    """The memory plan."""
     note: str | None = None
     """Something the user should know, for instance that the version is newer than our tables."""
 
@@ -105,15 +113,10 @@ class InvalidEngine:
     violations: tuple[Violation, ...]
 
 
-def parallelism(spec: LLMServiceSpec) -> Parallelism:
-    """The parallelism that applies."""
-    return spec.engine.parallelism or Parallelism()
-
-
 def device_count(spec: LLMServiceSpec) -> int:
-    """Devices of one replica."""
-    ranks = parallelism(spec)
-    return spec.accelerator.count or ranks.tensor * ranks.pipeline * ranks.data
+    """Devices of one replica of a spec that runs."""
+    ranks = spec.engine.parallelism or Parallelism()
+    return spec.accelerator.count or (ranks.tensor or 1) * ranks.pipeline * ranks.data
 
 
 def model_path(spec: LLMServiceSpec) -> str:
@@ -139,12 +142,24 @@ def plan_engine(service: str, spec: LLMServiceSpec) -> EnginePlan | InvalidEngin
         *_unavailable_knobs(spec, table, version.minor),
         *(
             Violation(f"spec.engine.extraArgs[{problem.index}]", problem.message)
-            for problem in check_extra_args(spec.engine.extra_args, version.minor, RESERVED_FLAGS)
+            for problem in check_extra_args(spec.engine.extra_args, version.minor, _reserved(spec))
         ),
     ]
     if violations:
         return InvalidEngine(tuple(violations))
-    return EnginePlan(tuple(_arguments(service, spec)), version.minor, version.note)
+    try:
+        memory = plan_spec(spec, version.minor)
+    except UnreadableConfigError as error:
+        return InvalidEngine((Violation("spec.model.architecture", str(error)),))
+    runs = running_spec(spec, memory, version.minor)
+    arguments = tuple(_arguments(service, runs))
+    return EnginePlan(arguments, version.minor, runs, memory, version.note)
+
+
+def _reserved(spec: LLMServiceSpec) -> dict[str, str]:
+    if spec.engine.speculative is None:
+        return RESERVED_FLAGS
+    return {**RESERVED_FLAGS, "--speculative-config": "spec.engine.speculative"}
 
 
 def _unavailable_knobs(
@@ -174,14 +189,17 @@ def _arguments(service: str, spec: LLMServiceSpec) -> Iterator[str]:
     yield from ("--port", str(names.ENGINE_PORT))
     if spec.model.revision:
         yield from ("--revision", spec.model.revision)
-    ranks = parallelism(spec)
+    ranks = spec.engine.parallelism or Parallelism()
     for field in ("tensor", "pipeline", "data"):
-        if getattr(ranks, field) > 1:
+        if (getattr(ranks, field) or 1) > 1:
             yield from (_PARALLEL_FLAGS[field], str(getattr(ranks, field)))
     if ranks.expert:
         yield _PARALLEL_FLAGS["expert"]
     for knob in KNOBS:
         yield from _knob_arguments(knob, getattr(spec.engine, knob.field))
+    if spec.engine.speculative is not None:
+        config = spec.engine.speculative.model_dump(exclude_none=True)
+        yield from ("--speculative-config", json.dumps(config, separators=(",", ":")))
     # Without it vLLM cuts running streams, or hangs on them, when it is told to stop.
     yield from ("--shutdown-timeout", str(spec.engine.drain_timeout_seconds))
     yield from ("--disable-access-log-for-endpoints", _QUIET_ENDPOINTS)

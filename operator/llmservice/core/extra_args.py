@@ -100,6 +100,25 @@ def check_extra_args(
     return sorted(_Judge(minor, reserved).judge(args), key=lambda problem: problem.index)
 
 
+def flag_values(args: Sequence[str], minor: str) -> dict[str, str]:
+    """What an accepted list says: canonical flag -> value as written; the last one counts.
+
+    A boolean is ``true`` or ``false``. Keys of ``--json-flag.key value`` are left out.
+    """
+    judge, tokens = _Judge(minor, {}), list(_normalised(args))
+    found: dict[str, str] = {}
+    for position, token in enumerate(tokens):
+        option = judge.classify(token.text)
+        if not isinstance(option, _Option):
+            continue
+        following = tokens[position + 1].text if position + 1 < len(tokens) else ""
+        value = option.value if option.value is not None else following
+        if option.flag.kind is FlagKind.BOOL:
+            value = "false" if option.written in option.flag.negatives else "true"
+        found[option.flag.name] = value
+    return found
+
+
 class _Judge:
     """Read one argument list the way ``vllm serve`` would and collect what it refuses."""
 
@@ -133,7 +152,7 @@ class _Judge:
             if token.text == "--":
                 yield ArgProblem(token.index, "'--' ends the flags: remove it")
                 return
-            word = self._classify(token.text)
+            word = self.classify(token.text)
             values = self._values_after(tokens[position:])
             match word:
                 case None:
@@ -152,12 +171,12 @@ class _Judge:
     def _values_after(self, tokens: Sequence[_Token]) -> list[_Token]:
         values: list[_Token] = []
         for token in tokens:
-            if token.text == "--" or self._classify(token.text) is not None:
+            if token.text == "--" or self.classify(token.text) is not None:
                 break
             values.append(token)
         return values
 
-    def _classify(self, text: str) -> _Option | _Unknown | None:
+    def classify(self, text: str) -> _Option | _Unknown | None:
         """An option, something that only looks like one, or None for a value."""
         if not text.startswith("-") or text == "-":
             return None
@@ -209,7 +228,7 @@ class _Judge:
     def _dotted(self, token: _Token, key: str, value: _Token | None) -> Iterator[ArgProblem]:
         """``--json-flag.a.b value``: a JSON object built from its keys."""
         name, *keys = key.split(".")
-        word = self._classify(name)
+        word = self.classify(name)
         if word is None:
             shown = shown_value(token.text)
             message = f"vLLM reads {shown} as a flag with keys: glue it to its flag with ="
@@ -282,7 +301,7 @@ class _Judge:
 
     def _stray(self, text: str) -> str:
         head = text.partition(" ")[0]
-        if text.startswith("-") and isinstance(word := self._classify(head), _Option):
+        if text.startswith("-") and isinstance(word := self.classify(head), _Option):
             if refusal := self._refused(word):
                 return refusal
             shown = shown_value(text)

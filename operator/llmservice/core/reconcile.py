@@ -2,7 +2,7 @@
 
 ::
 
-    spec --validate--> Stalled/InvalidSpec, children left as they are
+    spec --validate, plan--> Stalled/InvalidSpec or InfeasiblePlan, children left as they are
       |
       v
     revision (hash; stored pod template, or a new one) -> pods per revision (rollout)
@@ -16,7 +16,7 @@ ends in the same state, and a new leader continues where the old one stopped.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -26,11 +26,12 @@ from llmservice.core.config import Config
 from llmservice.core.decision import Apply, Decision, Delete
 from llmservice.core.observed import Child, ChildRef, DeploymentFacts, Manifest, Observed
 from llmservice.core.ownership import lost_fields
+from llmservice.core.planning import plan_status
 from llmservice.core.resources import children as build
 from llmservice.core.resources.pod import build_pod_template
 from llmservice.core.revisions import Revision, content_hash, revision_hash, unpack_revision
 from llmservice.core.rollout import Capacity, NoRoom, RolloutInput, RolloutPlan, plan_rollout
-from llmservice.core.validation import InvalidSpec, ValidSpec, validate_spec
+from llmservice.core.validation import InvalidSpec, ValidSpec, is_refused, validate_spec
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,12 @@ def reconcile(observed: Observed, config: Config) -> Decision:
         return Decision()  # the garbage collector takes the children
     valid = validate_spec(service.key.name, service.spec)
     if isinstance(valid, InvalidSpec):
-        return _refuse(observed, valid)
+        problem = status.Problem(status.Reason.InvalidSpec, valid.message, stalled=True)
+        return _refuse(observed, problem)
+    if is_refused(valid) and revision_hash(valid.spec) not in _stored_revisions(observed):
+        plan = plan_status(valid.plan.memory)
+        problem = status.Problem(status.Reason.InfeasiblePlan, plan["message"], stalled=True)
+        return _refuse(observed, problem, plan)
     situation = _assess(observed, valid)
     new_status = _status(situation, config)
     changed = new_status != service.status
@@ -76,7 +82,9 @@ def desired_children(observed: Observed) -> list[Manifest] | InvalidSpec:
     return [_stamped(manifest) for manifest in _desired(_assess(observed, valid))]
 
 
-def _refuse(observed: Observed, invalid: InvalidSpec) -> Decision:
+def _refuse(
+    observed: Observed, problem: status.Problem, plan: Mapping[str, Any] | None = None
+) -> Decision:
     """Say what is wrong; the pods of the earlier spec go on serving."""
     service = observed.service
     ready = sum(pod.ready for pod in observed.pods)
@@ -85,13 +93,14 @@ def _refuse(observed: Observed, invalid: InvalidSpec) -> Decision:
         ready=ready,
         rolled_out=False,
         rolling=False,
-        problem=status.Problem(status.Reason.InvalidSpec, invalid.message, stalled=True),
+        problem=problem,
     )
     new = {
         **service.status,
         "observedGeneration": service.generation,
         "phase": status.phase(progress),
         "readyReplicas": ready,
+        **({"plan": plan} if plan else {}),
         "conditions": status.build_conditions(observed, progress),
     }
     if new == service.status:
@@ -127,11 +136,15 @@ def _assess(observed: Observed, valid: ValidSpec) -> _Situation:
 
 def _stored_revisions(observed: Observed) -> dict[str, Revision]:
     prefix = f"{observed.service.key.name}-"
-    return {
-        (hash_ := child.ref.name.removeprefix(prefix)): unpack_revision(hash_, child.revision)
-        for child in observed.children.values()
-        if child.revision is not None and not child.deleting
-    }
+    # The status outranks the object: a number edited by hand there is put back.
+    numbers = {r["hash"]: r["number"] for r in observed.service.status.get("revisions", ())}
+    stored = {}
+    for child in observed.children.values():
+        if child.revision is not None and not child.deleting:
+            hash_ = child.ref.name.removeprefix(prefix)
+            number = numbers.get(hash_, child.revision.number)
+            stored[hash_] = unpack_revision(hash_, replace(child.revision, number=number))
+    return stored
 
 
 def _target_revision(
@@ -143,7 +156,7 @@ def _target_revision(
     known = stored.get(hash_)
     if known is None:
         name = observed.service.key.name
-        template = build_pod_template(name, hash_, valid.spec, valid.plan)
+        template = build_pod_template(name, hash_, valid.plan.spec, valid.plan)
         return Revision(hash_, latest + 1, template, valid.plan.version)
     number = known.number if known.number == latest else latest + 1
     return Revision(hash_, number, known.template, known.version)
@@ -311,6 +324,7 @@ def _status(situation: _Situation, config: Config) -> dict[str, Any]:
             "version": target.version,
             "arguments": target.engine["args"],
         },
+        "plan": plan_status(situation.valid.plan.memory),
         "conditions": status.build_conditions(observed, progress),
     }
     return {key: value for key, value in new.items() if value is not None}

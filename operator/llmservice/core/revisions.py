@@ -61,10 +61,12 @@ def revision_hash(spec: LLMServiceSpec) -> str:
         include={"model", "engine", "accelerator", "pod_template"},
     )
     engine = dumped.setdefault("engine", {})
+    engine.pop("plan", None)  # decides whether pods are made, not what they are
     if "image" in spec.engine.model_fields_set:
         engine["image"] = spec.engine.image
-    if "kvCacheMemoryBytes" in engine:
-        engine["kvCacheMemoryBytes"] = canonical_quantity(engine["kvCacheMemoryBytes"])
+    for owner, field in ((engine, "kvCacheMemoryBytes"), (dumped["accelerator"], "memory")):
+        if field in owner:
+            owner[field] = canonical_quantity(owner[field])
     for amounts in engine.get("resources", {}).values():
         for name, amount in amounts.items():
             amounts[name] = canonical_quantity(amount)

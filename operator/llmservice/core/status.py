@@ -39,6 +39,7 @@ class Reason(StrEnum):
     NoReadyPods = "NoReadyPods"  # nobody answers requests
     PodsReady = "PodsReady"  # somebody answers requests
     InvalidSpec = "InvalidSpec"  # the spec breaks a rule or names what the engine lacks
+    InfeasiblePlan = "InfeasiblePlan"  # the engine would load its weights and die
     ChildConflict = "ChildConflict"  # an object of a child's name belongs to someone else
     ChildRefused = "ChildRefused"  # the API server refuses a child
     PodsRefused = "PodsRefused"  # a quota or an admission policy refuses the pods

@@ -21,6 +21,8 @@ from llmservice.api.rules import Violation
 from llmservice.api.schema import prune_nulls, root_schema
 from llmservice.api.v1alpha1 import LLMServiceSpec, parse_spec
 from llmservice.core.engine import EnginePlan, InvalidEngine, plan_engine
+from llmservice.core.planner.outcome import Infeasible
+from llmservice.core.planning import plan_status
 from llmservice.core.quantities import parse_quantity
 from llmservice.core.resources.overlay import check_overlay
 
@@ -62,6 +64,11 @@ def validate_spec(name: str, raw: Mapping[str, Any]) -> ValidSpec | InvalidSpec:
     return ValidSpec(spec, plan)
 
 
+def is_refused(valid: ValidSpec) -> bool:
+    """Whether the memory plan forbids pods: it is infeasible, and not merely advisory."""
+    return isinstance(valid.plan.memory, Infeasible) and valid.spec.engine.plan == "Enforce"
+
+
 def validate_document(document: Any) -> list[Violation]:
     """Judge a manifest as ``kubectl apply`` would, then as the reconciler would.
 
@@ -75,7 +82,11 @@ def validate_document(document: Any) -> list[Violation]:
     if violations:
         return violations
     valid = validate_spec(document["metadata"]["name"], document["spec"])
-    return list(valid.violations) if isinstance(valid, InvalidSpec) else []
+    if isinstance(valid, InvalidSpec):
+        return list(valid.violations)
+    if is_refused(valid):
+        return [Violation("spec.engine", plan_status(valid.plan.memory)["message"])]
+    return []
 
 
 def _pod_violations(spec: LLMServiceSpec) -> Iterator[Violation]:

@@ -294,5 +294,6 @@ async def test_service_account_is_used_inside_a_pod(server, monkeypatch, tmp_pat
 
     assert Credentials().in_cluster
     assert not Credentials(context="kind-kind").in_cluster
-    with pytest.raises(ssl.SSLError):  # it is that CA file that it reads
+    with pytest.raises(ports.Unavailable, match="no usable service account: ") as raised:
         await Connection.open(Credentials())
+    assert isinstance(raised.value.__cause__, ssl.SSLError)  # it is that CA file that it reads

@@ -3,7 +3,12 @@
 import io
 import json
 import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -21,7 +26,11 @@ def _kubeconfig(folder: Path, server: str) -> str:
                 "clusters": [{"name": "default", "cluster": {"server": server}}],
                 "users": [{"name": "default", "user": {"token": "secret"}}],
                 "contexts": [
-                    {"name": "default", "context": {"cluster": "default", "user": "default"}}
+                    {"name": "default", "context": {"cluster": "default", "user": "default"}},
+                    {
+                        "name": "team",
+                        "context": {"cluster": "default", "user": "default", "namespace": "team"},
+                    },
                 ],
             }
         ),
@@ -61,6 +70,68 @@ def test_a_kubeconfig_that_is_none_ends_with_three(
 
     assert main(["status", "--kubeconfig", str(path)]) == 3
     assert capsys.readouterr().err.startswith("error: no usable kubeconfig: ")
+
+
+@pytest.mark.parametrize("command", ["status", "operator"])
+def test_no_kubeconfig_is_one_line_and_no_traceback(tmp_path: Path, command: str) -> None:
+    """Each command that needs a cluster says which file is missing, and ends with three."""
+    missing = str(tmp_path / "none")
+    ended = subprocess.run(
+        [sys.executable, "-m", "llmservice", command, "--kubeconfig", missing],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert ended.stderr == f"error: no usable kubeconfig: {missing} does not exist\n"
+    assert ended.returncode == 3
+
+
+class _Empty(BaseHTTPRequestHandler):
+    """An API server without any object."""
+
+    def do_GET(self) -> None:
+        body = b'{"items": [], "metadata": {}}'
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def empty_cluster() -> Iterator[str]:
+    """Its URL."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Empty) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("words", "namespace"),
+    [
+        ([], "default"),
+        (["--context", "team"], "team"),
+        (["--context", "team", "-n", "other"], "other"),
+    ],
+)
+def test_the_namespace_is_that_of_the_context(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    empty_cluster: str,
+    words: list[str],
+    namespace: str,
+) -> None:
+    """As kubectl does it: told, else the context's, else default."""
+    config = _kubeconfig(tmp_path, empty_cluster)
+
+    assert main(["status", "--kubeconfig", config, *words]) == 1
+    assert capsys.readouterr().err == f"no LLMService in namespace {namespace}\n"
 
 
 class _Terminal(io.StringIO):
