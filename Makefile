@@ -88,6 +88,10 @@ demo-down: ## Stop the demo's cluster; the cache stays
 bench-operator: setup binaries ## The figures of docs/performance.md
 	@$(RUN) python -m tests.bench.operator
 
+.PHONY: bench-planner
+bench-planner: setup ## The planner against starts of real engines: make bench-planner [DATA=file.csv]
+	@$(RUN) python -m tests.bench.planner $(DATA)
+
 .PHONY: clean-cache
 clean-cache: demo-down ## Remove binaries, images and environments from the user cache
 	@rm -rf "$(CACHE)"

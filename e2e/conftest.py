@@ -89,6 +89,7 @@ def _shared(stage: Stage) -> str:
     long_answers = {"maxModelLen": 4096, "resources": limits, "drainTimeoutSeconds": 240}
     service = tiny_service(_SHARED, stage.engine, **long_answers)
     service["spec"]["model"]["id"] = "/models/tiny-long"
+    service["spec"]["model"]["architecture"]["max_position_embeddings"] = 4096
     stage.kubectl.apply(service)
     return _SHARED
 

@@ -22,7 +22,12 @@ ENGINES: dict[str, tuple[dict[str, Any], str, str]] = {
         "SecretMissing",
         "absent",
     ),
-    "kv-cache": ({"kvCacheMemoryBytes": "256Ki"}, "KVCacheTooSmall", "spec.engine.maxModelLen"),
+    "kv-cache": (
+        # Else the plan refuses it before there is a pod.
+        {"kvCacheMemoryBytes": "256Ki", "plan": "Advisory"},
+        "KVCacheTooSmall",
+        "spec.engine.maxModelLen",
+    ),
     "memory": (
         {"resources": {"limits": {"memory": "200Mi"}}},
         "OOMKilled",

@@ -2,6 +2,7 @@
 
 import pytest
 
+from e2e.follow import follow
 from e2e.stage import Stage
 from e2e.traffic import complete, stream
 
@@ -51,6 +52,20 @@ def test_a_pod_reaches_it_by_the_url_in_the_status(stage: Stage, shared: str) ->
         said = stage.kubectl("logs", "pod/client").strip()
         stage.kubectl("delete", "pod/client", "--grace-period=1")
     assert shared == said
+
+
+def test_the_engine_has_the_kv_cache_that_was_planned(stage: Stage, shared: str) -> None:
+    """Soon after it serves, `status.capacity` says what vLLM reports: just what was planned."""
+    service = follow(
+        stage.kubectl, shared, lambda service: "capacity" in service["status"], seconds=60
+    )
+    status = service["status"]
+    assert {
+        "revision": status["updatedRevision"],
+        "kvCacheTokens": status["plan"]["kvCacheTokens"],
+        "maxConcurrency": status["plan"]["maxConcurrency"],
+        "deviationPercent": 0,
+    } == status["capacity"]
 
 
 def test_edits_that_change_no_engine_pod_make_no_revision(stage: Stage, shared: str) -> None:

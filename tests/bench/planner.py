@@ -1,8 +1,9 @@
 """``make bench-planner [DATA=file.csv]``: the planner against starts of real engines.
 
-One JSON line per row of the file, then a summary line. The planner is told what the engine's user
-knew (model, device, version, knobs), never what the engine logged (weights, KV cache, tokens).
-``docs/tuning.md`` says what the figures mean and where they are bad.
+One JSON line per row of the file, then a summary line; ``--time`` prints what a plan costs instead.
+The planner is told what the engine's user knew (model, device, version, knobs), never what the
+engine logged (weights, KV cache, tokens). ``docs/tuning.md`` says what the figures mean and where
+they are bad.
 """
 
 import argparse
@@ -10,6 +11,7 @@ import csv
 import json
 import re
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -40,6 +42,8 @@ _CHUNKED_SINCE = (0, 8)
 _BOUNDED_ITEMS_SINCE = (0, 9)
 """Before, a multimodal model's dry run had the largest item that its greatest length allows."""
 _UNCHUNKED_TOKENS = 32_768
+_TIMED_PLANS = 20
+"""Of each row, so that the first, which reads the catalog, does not decide."""
 _HIGH_SHARE, _FEW_SEQUENCES = 0.97, 16
 """What an engine whose report is silent may have been given at best."""
 _SPOKEN = {
@@ -108,8 +112,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Judge every row and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", nargs="?", type=Path, default=DEFAULT_DATA)
-    with parser.parse_args(arguments).data.open(newline="", encoding="utf-8") as file:
-        judged = judge(csv.DictReader(file))
+    parser.add_argument("--time", action="store_true", help="print the CPU time of a plan instead")
+    options = parser.parse_args(arguments)
+    with options.data.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    if options.time:
+        print(json.dumps(cost(rows)))
+        return
+    judged = judge(rows)
     for each in judged:
         print(json.dumps(each.line()))
     print(json.dumps(summary(judged)))
@@ -118,6 +128,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def judge(rows: Iterable[Row]) -> list[Judged]:
     """What the planner says of each row."""
     return [Judged(row, _plan(row)) for row in rows]
+
+
+def cost(rows: Sequence[Row]) -> dict[str, int]:
+    """CPU microseconds of one plan: over the rows that name a known model and device."""
+    asked = [_request(row, _version(row) or _UNDATED) for row in rows]
+    requests = [request for request in asked if isinstance(request, Request)]
+    each = [_plan_microseconds(request) for request in requests] or [0.0]
+    return {
+        "plans": len(requests),
+        "median_us": round(median(each)),
+        "slowest_us": round(max(each)),
+    }
+
+
+def _plan_microseconds(request: Request) -> float:
+    times = []
+    for _ in range(_TIMED_PLANS):
+        plan.cache_clear()
+        start = time.process_time_ns()
+        plan(request)
+        times.append((time.process_time_ns() - start) / 1000)
+    return median(times)
 
 
 def summary(judged: Sequence[Judged]) -> dict[str, Any]:
@@ -179,6 +211,21 @@ def _plan(row: Row) -> Outcome:
 
 
 def _plan_for(row: Row, version: tuple[int, int]) -> Outcome:
+    request = _request(row, version)
+    if isinstance(request, Unplanned):
+        return request
+    outcome = plan(request)
+    share, few = request.gpu_memory_utilization, request.max_num_seqs
+    most = replace(
+        request, gpu_memory_utilization=share or _HIGH_SHARE, max_num_seqs=few or _FEW_SEQUENCES
+    )
+    if isinstance(outcome, Infeasible) and not isinstance(plan(most), Infeasible):
+        return Unplanned("the share of memory or the sequences are not stated, and they decide")
+    return outcome
+
+
+def _request(row: Row, version: tuple[int, int]) -> Request | Unplanned:
+    """What the engine's user asked for, or why it cannot be planned."""
     model, device, tokens = _model(row), _device(row), _whole(row, "max_num_batched_tokens")
     if model is None:
         return Unplanned(f"the catalog has no {row['model']}")
@@ -191,33 +238,24 @@ def _plan_for(row: Row, version: tuple[int, int]) -> Outcome:
         longest = length or model.shape.max_length
         tokens = tokens or max(2048, min(longest, _UNCHUNKED_TOKENS))
         sequences = sequences or 256
-    outcome = plan(
-        request := Request(
-            model=model,
-            device=device,
-            version=version,
-            tensor=int(_number(row, "tp") or 1),
-            pipeline=int(_number(row, "pp") or 1),
-            max_model_len=length,
-            max_num_seqs=sequences,
-            max_num_batched_tokens=tokens,
-            gpu_memory_utilization=_number(row, "gpu_memory_utilization"),
-            kv_cache_dtype=row["kv_cache_dtype"] or "auto",
-            quantization=_quantization(row),
-            expert="EP" in row["notes"].split(";")[0].split(),
-            enforce_eager=row["enforce_eager"].lower() == "true",
-            speculation=_speculation(row["notes"]),
-            cpu_offload=_offload(row["notes"]),
-            context=_context(row["notes"]),
-        )
+    return Request(
+        model=model,
+        device=device,
+        version=version,
+        tensor=int(_number(row, "tp") or 1),
+        pipeline=int(_number(row, "pp") or 1),
+        max_model_len=length,
+        max_num_seqs=sequences,
+        max_num_batched_tokens=tokens,
+        gpu_memory_utilization=_number(row, "gpu_memory_utilization"),
+        kv_cache_dtype=row["kv_cache_dtype"] or "auto",
+        quantization=_quantization(row),
+        expert="EP" in row["notes"].split(";")[0].split(),
+        enforce_eager=row["enforce_eager"].lower() == "true",
+        speculation=_speculation(row["notes"]),
+        cpu_offload=_offload(row["notes"]),
+        context=_context(row["notes"]),
     )
-    share, few = request.gpu_memory_utilization, request.max_num_seqs
-    most = replace(
-        request, gpu_memory_utilization=share or _HIGH_SHARE, max_num_seqs=few or _FEW_SEQUENCES
-    )
-    if isinstance(outcome, Infeasible) and not isinstance(plan(most), Infeasible):
-        return Unplanned("the share of memory or the sequences are not stated, and they decide")
-    return outcome
 
 
 def _context(notes: str) -> int:

@@ -94,6 +94,7 @@ class Operator:
             f"--kubeconfig={identity}",
             f"--lease-namespace={NAMESPACE}",
             f"--port={self._port}",
+            "--no-engine-metrics",  # the addresses of faked nodes' pods lead nowhere
         ]
         self._process: subprocess.Popen[bytes] | None = None
 

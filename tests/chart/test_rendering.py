@@ -41,6 +41,7 @@ TYPOS = {
     "resources.limit.memory=1Gi": "limit",
     "podMonitor.interval=soon": "interval",
     "workers=0": "workers",
+    "engineMetrics.enabled=sometimes": "enabled",
 }
 
 
@@ -156,6 +157,11 @@ def test_the_operator_is_started_with_the_words_its_command_line_knows(helm):
     assert parsed.namespaces == "a,b"
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
     assert {"http": parsed.port} == ports
+    assert parsed.engine_metrics
+
+    manifests = helm.template("engineMetrics.enabled=false")
+    (container,) = the(manifests, "Deployment")["spec"]["template"]["spec"]["containers"]
+    assert not cli._parser().parse_args(container["args"]).engine_metrics
 
 
 def test_a_pod_monitor_appears_only_when_asked_for(helm):

@@ -25,6 +25,7 @@ from llmservice.adapters.permissions import roles
 from llmservice.adapters.ports import ClusterError, NotFound, Resource
 from llmservice.adapters.resources import CHILDREN, LLM_SERVICE, POD
 from llmservice.adapters.rest import RestCluster
+from llmservice.core.config import Config
 from llmservice.handlers.config import OperatorConfig
 from llmservice.handlers.operator import Operator
 from tests.bench.audit import BACKGROUND, AuditLog, Follower, count
@@ -33,6 +34,8 @@ CRDS = Path(__file__).parents[2] / "crds"
 OPERATOR_USER = "llmservice-operator"
 CLUSTER_WIDE_USER = "llmservice-operator-cluster-wide"
 _POLL_SECONDS = 0.02
+_NO_ENGINES = Config(engine_metrics=False)
+"""The addresses of the faked nodes' pods lead nowhere."""
 _RBAC = "/apis/rbac.authorization.k8s.io/v1"
 
 Manifest = dict[str, Any]
@@ -112,6 +115,7 @@ async def start_operator(
             "lease_namespace": kube.namespace,
             "metrics_port": 0,
             "credentials": Credentials(kubeconfig=operator_kubeconfig),
+            "core": _NO_ENGINES,
             **changes,
         }
         config = OperatorConfig(**settings)
@@ -160,6 +164,7 @@ def spawn_operator(
 _RUN = """
 import json, os, pathlib, sys, threading, time
 from llmservice.adapters.kube import Credentials
+from llmservice.core.config import Config
 from llmservice.handlers.config import OperatorConfig
 from llmservice.handlers.operator import main
 def end_with(parent):
@@ -170,7 +175,8 @@ threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
 told = json.loads(sys.argv[1])
 credentials = Credentials(kubeconfig=pathlib.Path(told.pop("kubeconfig")))
 told["namespaces"] = tuple(told["namespaces"])
-sys.exit(main(OperatorConfig(credentials=credentials, metrics_port=0, **told)))
+core = Config(engine_metrics=False)
+sys.exit(main(OperatorConfig(credentials=credentials, metrics_port=0, core=core, **told)))
 """
 
 

@@ -210,3 +210,22 @@ async def test_health_and_metrics_are_served(kube, start_operator):
         "process_resident_memory_bytes",
     ):
         assert name in metrics
+
+
+async def test_plan_that_cannot_fit_makes_no_pod(kube, start_operator):
+    """Nothing but a status is written, and mending the spec goes on from there."""
+    await start_operator()
+    follower = kube.follow()
+    place = {"resource": "nvidia.com/gpu", "product": "NVIDIA-A10G", "count": 1}
+    await kube.create_service(model={"id": "meta-llama/Llama-3.3-70B-Instruct"}, accelerator=place)
+
+    async def refused():
+        return condition(await kube.service(), "Stalled").get("reason") == "InfeasiblePlan"
+
+    await kube.eventually(refused, "the refusal")
+    await kube.until_quiet(follower)
+
+    assert {} == await kube.children()
+    assert "InfeasiblePlan" == (await kube.service())["status"]["plan"]["outcome"]
+    await kube.edit_service(engine={"plan": "Advisory"})
+    await kube.eventually(kube.children, "the children")

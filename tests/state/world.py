@@ -12,14 +12,16 @@ from typing import Any
 
 from llmservice.api import names
 from llmservice.core.config import Config
-from llmservice.core.decision import Apply, Decision
+from llmservice.core.decision import Apply, Decision, MetricsRequest
 from llmservice.core.failures import ContainerState
 from llmservice.core.observed import (
     Child,
     ChildRef,
     CrashLog,
     DeploymentFacts,
+    KVCacheSize,
     Manifest,
+    MetricsRead,
     Observed,
     PodFacts,
     RevisionFacts,
@@ -68,6 +70,14 @@ class World:
     manifests: dict[ChildRef, Manifest] = field(default_factory=dict)
     pods: dict[str, PodFacts] = field(default_factory=dict)
     crash_logs: dict[str, CrashLog] = field(default_factory=dict)
+    config: Config = field(default_factory=Config)
+    reachable: bool = False
+    """Pods have an address, so engines can be asked for their metrics."""
+    engine_says: KVCacheSize | None = None
+    """What an engine answers."""
+    asked: list[str] = field(default_factory=list)
+    """Pods that were asked, in order."""
+    metrics_reads: dict[str, MetricsRead] = field(default_factory=dict)
     now: datetime = START
     room: int = 100
     version: int = 0
@@ -91,15 +101,18 @@ class World:
             dict(self.children),
             tuple(self.pods.values()),
             dict(self.crash_logs),
+            {uid: read for uid, read in self.metrics_reads.items() if uid in self.pods},
         )
 
     def reconcile(self) -> Decision:
         """Decide once and carry it out."""
-        decision = reconcile(self.observe(), Config())
+        decision = reconcile(self.observe(), self.config)
         for apply in decision.apply:
             self._apply(apply)
         for delete in decision.delete:
             del self.children[delete.ref], self.manifests[delete.ref]
+        if decision.read_metrics is not None:
+            self._ask(decision.read_metrics)
         if decision.status is not None:
             self.status = json.loads(json.dumps(decision.status))
         self._run_controllers()
@@ -113,7 +126,9 @@ class World:
             decisions.append(decision)
             loaded = self.load_pods() if load else False
             planned = decision.requeue_after_seconds
-            if not (decision.apply or decision.delete or decision.status or loaded or planned):
+            asked = decision.read_metrics is not None
+            written = decision.apply or decision.delete or decision.status
+            if not (written or loaded or planned or asked):
                 return decisions
             self.now += timedelta(seconds=10)
         raise AssertionError("did not settle")
@@ -138,6 +153,12 @@ class World:
         return {
             ref.name.removeprefix("mistral-") for ref in self.children if ref.kind == "Deployment"
         }
+
+    def _ask(self, request: MetricsRequest) -> None:
+        self.asked.append(request.pod)
+        last = self.metrics_reads.get(request.pod_uid)
+        tries = last.tries if last else 0
+        self.metrics_reads[request.pod_uid] = MetricsRead(tries + 1, self.now, self.engine_says)
 
     def _apply(self, apply: Apply) -> None:
         manifest = apply.manifest
@@ -198,4 +219,5 @@ class World:
                 created=self.now,
                 scheduled=False,
                 scheduling_message="0/1 nodes are available: 1 Insufficient nvidia.com/gpu.",
+                address=f"10.0.0.{self.version % 250}" if self.reachable else "",
             )

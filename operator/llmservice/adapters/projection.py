@@ -134,6 +134,7 @@ def pod(live: Mapping[str, Any]) -> PodFacts:
         deleting=metadata.get("deletionTimestamp") is not None,
         container=None if engine is None else _container_state(engine),
         running="running" in mapping((engine or {}).get("state")),
+        address=text(status.get("podIP")),
     )
 
 

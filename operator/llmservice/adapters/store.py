@@ -22,6 +22,8 @@ from llmservice.core.observed import (
     Child,
     ChildRef,
     CrashLog,
+    KVCacheSize,
+    MetricsRead,
     Observed,
     PodFacts,
     ServiceKey,
@@ -53,6 +55,8 @@ class _Entry:
     """Pod name -> resource version and facts."""
     logs: dict[str, tuple[int, bytes]] = field(default_factory=dict)
     """Pod uid -> restart count and compressed text."""
+    reads: dict[str, MetricsRead] = field(default_factory=dict)
+    """Pod uid -> what came of reading its metrics."""
     errors: tuple[ApplyError, ...] = ()
     bereft: bool = False
     """Somebody deleted a child: perhaps the garbage collector, because the service is gone."""
@@ -60,6 +64,11 @@ class _Entry:
     @property
     def empty(self) -> bool:
         return self.service is None and not self.children and not self.pods
+
+    def forget_pod(self, uid: str) -> None:
+        """Drop what was read of a pod that is gone."""
+        self.logs.pop(uid, None)
+        self.reads.pop(uid, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +118,7 @@ class Store:
                 uid: CrashLog(count, zlib.decompress(text).decode())
                 for uid, (count, text) in entry.logs.items()
             },
+            metrics_reads=dict(entry.reads),
             apply_errors=entry.errors,
         )
 
@@ -182,6 +192,7 @@ class Store:
             return
         entry.service, entry.errors = None, ()
         entry.logs.clear()
+        entry.reads.clear()
         self._drop_if_empty(key)
 
     # --- what carrying out a decision taught us -----------------------------------------------
@@ -210,6 +221,15 @@ class Store:
         entry = self._entries.get(key)
         if entry is not None and any(facts.uid == pod_uid for _, facts in entry.pods.values()):
             entry.logs[pod_uid] = (restart_count, zlib.compress(text.encode()))
+
+    def put_metrics_read(
+        self, key: ServiceKey, pod_uid: str, now: datetime, size: KVCacheSize | None
+    ) -> None:
+        """What came of one more try to read a pod's metrics."""
+        entry = self._entries.get(key)
+        if entry is not None and any(facts.uid == pod_uid for _, facts in entry.pods.values()):
+            last = entry.reads.get(pod_uid)
+            entry.reads[pod_uid] = MetricsRead(1 + (last.tries if last else 0), now, size)
 
     # --- inside -------------------------------------------------------------------------------
 
@@ -255,7 +275,7 @@ class Store:
             if _is_older(resource_version, stored):
                 return ()
             del entry.pods[place.name]
-            entry.logs.pop(facts.uid, None)
+            entry.forget_pod(facts.uid)
         else:
             ref = ChildRef(place.kind, place.name)
             if _is_older(resource_version, entry.children[ref].resource_version):
@@ -304,7 +324,7 @@ def _put_pod(entry: _Entry, _: str, who: Identity, live: Mapping[str, Any]) -> C
     new = projection.pod(live)
     entry.pods[who.name] = (who.resource_version, new)
     if old is not None and old.uid != new.uid:
-        entry.logs.pop(old.uid, None)
+        entry.forget_pod(old.uid)
     return Change.Nothing if new == old else Change.Facts
 
 

@@ -19,6 +19,8 @@ from prometheus_client import (
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
+from llmservice.core.observed import ServiceKey
+
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
 
@@ -59,10 +61,28 @@ class Telemetry:
             "How long the longest waiting service has waited",
             registry=self.registry,
         )
+        self._plan_ratio = Gauge(
+            "llmservice_plan_kv_cache_tokens_ratio",
+            "Tokens that the engine's KV cache holds for each that was planned",
+            ["namespace", "name"],
+            registry=self.registry,
+        )
+        self._plan_ratios: dict[ServiceKey, float] = {}
 
     def count_write(self, verb: str, kind: str) -> None:
         """Count one request that changes something."""
         self.writes.labels(verb, kind).inc()
+
+    def set_plan_ratio(self, key: ServiceKey, ratio: float | None) -> None:
+        """Publish how a service's engine compares with its plan; None publishes nothing."""
+        if self._plan_ratios.get(key) == ratio:
+            return
+        if ratio is None:
+            del self._plan_ratios[key]
+            self._plan_ratio.remove(key.namespace, key.name)
+        else:
+            self._plan_ratios[key] = ratio
+            self._plan_ratio.labels(key.namespace, key.name).set(ratio)
 
     def watch_ages(self, ages: Callable[[], Mapping[tuple[str, str], float]]) -> None:
         """Publish the seconds since each watch said anything, by kind and namespace."""

@@ -1,20 +1,34 @@
-"""The command line: ``llmservice operator | render | validate | crds | status``.
+"""The command line: ``llmservice operator | render | validate | plan | crds | status``.
 
-Exit codes: 0 done; 1 the input is invalid or the service is not ready; 2 wrong usage;
-3 the cluster cannot be reached.
+Exit codes: 0 done; 1 the input is invalid, a plan infeasible, or the service is not ready; 2 wrong
+usage; 3 the cluster cannot be reached.
 """
 
 import argparse
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from llmservice.cli import offline
+from llmservice.adapters.ports import ClusterError
+from llmservice.cli import offline, plan
+
+_EXIT_UNREACHABLE = 3
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     parsed = _parser().parse_args(arguments)
-    code: int = parsed.run(parsed)
+    try:
+        code: int = parsed.run(parsed)
+        sys.stdout.flush()
+    except ClusterError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return _EXIT_UNREACHABLE
+    except BrokenPipeError:
+        # The reader (head, less) has seen enough; nothing may be written when Python ends, either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     return code
 
 
@@ -25,6 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_operator(commands)
     _add_offline(commands)
+    _add_plan(commands)
     _add_status(commands)
     return parser
 
@@ -43,10 +58,30 @@ def _add_offline(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     command.set_defaults(run=offline.render)
 
 
+def _add_plan(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = commands.add_parser("plan", help="say what fits on which device, and why")
+    subject = command.add_mutually_exclusive_group(required=True)
+    subject.add_argument(
+        "files", nargs="*", default=[], metavar="FILE", help="manifest, or - for stdin"
+    )
+    subject.add_argument("--config", metavar="FILE", help="plan a model's config.json instead")
+    subject.add_argument("--model", metavar="ID", help="plan a model of the catalog instead")
+    device = command.add_mutually_exclusive_group()
+    device.add_argument(
+        "--gpu", type=plan.device_name, metavar="NAME", help="what if: on this device (A10G)"
+    )
+    device.add_argument("--gpus", action="store_true", help="compare all known devices")
+    command.add_argument("--tensor", type=int, metavar="N", help="what if: so many tensor ranks")
+    command.add_argument("--max-model-len", type=int, metavar="N", help="what if: so many tokens")
+    command.add_argument("--explain", action="store_true", help="draw the memory, give reasons")
+    command.add_argument("-o", "--output", choices=("text", "json"), default="text")
+    command.set_defaults(run=plan.run)
+
+
 def _add_status(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     command = commands.add_parser("status", help="say how a service is, and what to do")
     command.add_argument("name", nargs="?", help="LLMService; all of the namespace when left out")
-    command.add_argument("-n", "--namespace", default="default")
+    command.add_argument("-n", "--namespace", help="default: the context's, as kubectl")
     command.add_argument("-w", "--watch", action="store_true", help="until it is ready or stalled")
     command.add_argument("-o", "--output", choices=("text", "json"), default="text")
     command.add_argument("--kubeconfig", help="default: as kubectl finds it")
@@ -70,11 +105,18 @@ def _add_operator(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
     command.add_argument("--lease-name", default="llmservice-operator")
     command.add_argument("--port", type=int, default=8080, help="health and metrics")
     command.add_argument("--workers", type=int, default=8, help="reconciles at a time")
+    command.add_argument(
+        "--engine-metrics",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="ask engines what their KV cache holds; needs pods within reach",
+    )
     command.set_defaults(run=_run_operator)
 
 
 def _run_operator(parsed: argparse.Namespace) -> int:
     from llmservice.adapters.kube import Credentials  # noqa: PLC0415
+    from llmservice.core.config import Config  # noqa: PLC0415
     from llmservice.handlers import operator  # noqa: PLC0415
     from llmservice.handlers.config import OperatorConfig  # noqa: PLC0415
 
@@ -87,5 +129,6 @@ def _run_operator(parsed: argparse.Namespace) -> int:
             metrics_port=parsed.port,
             credentials=Credentials(kubeconfig, parsed.context),
             workers=parsed.workers,
+            core=Config(engine_metrics=parsed.engine_metrics),
         )
     )

@@ -18,6 +18,8 @@ import yaml
 MAX_BYTES = 3 * 1024 * 1024
 """What the API server takes in one request; also what keeps a document of aliases from growing."""
 
+MANIFEST = "a manifest is an object with apiVersion and kind"
+
 _TAG = "tag:yaml.org,2002:"
 _BOOL = re.compile(
     "^(?:y|Y|yes|Yes|YES|on|On|ON|true|True|TRUE|n|N|no|No|NO|off|Off|OFF|false|False|FALSE)$"
@@ -130,11 +132,12 @@ _Loader.yaml_constructors.update(
 )
 
 
-def load_documents(path: str) -> Iterator[dict[str, Any]]:
+def load_documents(path: str, expected: str = MANIFEST) -> Iterator[dict[str, Any]]:
     """Every document of a file that is not empty, the items of a List one by one.
 
     Args:
         path: a file; ``-`` is standard input.
+        expected: the message for a document that is not an object.
 
     Raises:
         DocumentError: unreadable, malformed, or not an object.
@@ -154,7 +157,7 @@ def load_documents(path: str) -> Iterator[dict[str, Any]]:
         if document is None:
             continue
         if not isinstance(document, dict):
-            raise DocumentError("a manifest is an object with apiVersion and kind")
+            raise DocumentError(expected)
         yield from _items(document)
 
 

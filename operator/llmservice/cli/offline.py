@@ -56,14 +56,15 @@ def _findings(paths: list[str]) -> Iterator[dict[str, Any]]:
                 {"field": violation.field, "message": violation.message}
                 for violation in validate_document(document)
             ]
-            yield _finding(path, _name(document), problems)
+            yield _finding(path, service_name(document), problems)
 
 
 def _finding(path: str, name: str, violations: list[dict[str, str]]) -> dict[str, Any]:
     return {"file": path, "name": name, "violations": violations}
 
 
-def _name(document: Manifest) -> str:
+def service_name(document: Manifest) -> str:
+    """The name of a manifest, whatever its state; ``-`` for none."""
     metadata = document.get("metadata")
     return str(metadata.get("name", "-")) if isinstance(metadata, dict) else "-"
 
@@ -80,7 +81,7 @@ def render(arguments: argparse.Namespace) -> int:
         for document in documents:
             problems = validate_document(document)
             for problem in problems:
-                print(f"{path}: {_name(document)}: {problem}", file=sys.stderr)
+                print(f"{path}: {service_name(document)}: {problem}", file=sys.stderr)
             if problems:
                 return EXIT_INVALID
             manifests.extend(render_document(document, arguments.namespace))

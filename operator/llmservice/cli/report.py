@@ -81,6 +81,7 @@ def describe(service: Service, now: datetime) -> Iterator[str]:
     yield _row("replicas", f"{status.get('readyReplicas', 0)} of {wanted} ready")
     yield from _rows("state", _condition_lines(service, now))
     yield from _rows("revisions", _revision_lines(status))
+    yield from _rows("kv cache", _cache_lines(status.get("plan", {}), status.get("capacity", {})))
     yield from _rows("engine", _engine_lines(status.get("engine", {})))
 
 
@@ -120,6 +121,28 @@ def _revision_lines(status: Mapping[str, Any]) -> Iterator[str]:
         ]
         counts = f"{revision['readyReplicas']} of {revision['replicas']} ready"
         yield f"{revision['number']}. {revision['hash']} {counts}{_in_brackets(roles)}"
+
+
+def _cache_lines(plan: Mapping[str, Any], capacity: Mapping[str, Any]) -> Iterator[str]:
+    """At most one: what the engine has against what was planned, or the plan until it told."""
+    if capacity:
+        yield f"{_holds(capacity)}{_against_plan(plan, capacity)}"
+    elif "kvCacheTokens" in plan:
+        yield f"planned: {_holds(plan)}"
+
+
+def _holds(cache: Mapping[str, Any]) -> str:
+    tokens, requests = cache["kvCacheTokens"], cache["maxConcurrency"]
+    return f"{tokens} tokens, or {requests} requests of the greatest length"
+
+
+def _against_plan(plan: Mapping[str, Any], capacity: Mapping[str, Any]) -> str:
+    off = capacity.get("deviationPercent")
+    if off is None or "kvCacheTokens" not in plan:
+        return ""
+    if off == 0:
+        return "; as planned"
+    return f"; {abs(off)}% {'more' if off > 0 else 'less'} than planned: {plan['kvCacheTokens']}"
 
 
 def _engine_lines(engine: Mapping[str, Any]) -> Iterator[str]:

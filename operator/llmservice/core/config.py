@@ -11,3 +11,5 @@ class Config:
     cluster_domain: str = "cluster.local"
     revision_history_limit: int = 10
     """Old ControllerRevisions kept per service, so that a revert finds its exact pod template."""
+    engine_metrics: bool = True
+    """Ask engines what their KV cache holds; the operator must reach pods by their address."""

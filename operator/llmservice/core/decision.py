@@ -45,6 +45,15 @@ class LogRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class MetricsRequest:
+    """Ask a ready engine what its KV cache holds."""
+
+    pod: str
+    pod_uid: str
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
 class Event:
     """A Kubernetes event about the service."""
 
@@ -64,4 +73,6 @@ class Decision:
     """The whole status to apply, or None when the live one already says this."""
     events: tuple[Event, ...] = ()
     read_logs: tuple[LogRequest, ...] = ()
+    read_metrics: MetricsRequest | None = None
+    """Nothing waits for it: what came of it is in a later :class:`Observed`."""
     requeue_after_seconds: float | None = None

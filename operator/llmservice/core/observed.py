@@ -117,6 +117,8 @@ class PodFacts:
     running: bool = False
     """It runs now; if it ended before, ``container`` tells of that end, and its log is that of
     the previous run."""
+    address: str = ""
+    """Its IP address, of either family; empty before it has one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +127,26 @@ class CrashLog:
 
     restart_count: int
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class KVCacheSize:
+    """What an engine says that its KV cache holds; the sum over its data-parallel ranks."""
+
+    tokens: int
+    concurrency: float
+    """Requests of the greatest length at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class MetricsRead:
+    """How often a pod was asked for its metrics, and what came of it."""
+
+    tries: int
+    at: datetime
+    """End of the last try."""
+    size: KVCacheSize | None
+    """None when the pod did not answer, or its metrics do not tell."""
 
 
 class ApplyErrorKind(StrEnum):
@@ -154,5 +176,7 @@ class Observed:
     pods: tuple[PodFacts, ...] = ()
     crash_logs: Mapping[str, CrashLog] = field(default_factory=dict)
     """Pod uid -> the log of its last crash that was read."""
+    metrics_reads: Mapping[str, MetricsRead] = field(default_factory=dict)
+    """Pod uid -> what came of reading its metrics."""
     apply_errors: tuple[ApplyError, ...] = ()
     """What went wrong when this very decision was last carried out."""

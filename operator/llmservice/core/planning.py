@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from llmservice.api.v1alpha1 import CPU_RESOURCE, LLMServiceSpec, Parallelism
+from llmservice.api.v1alpha1 import CPU_RESOURCE, EngineSpec, LLMServiceSpec, Parallelism
 from llmservice.core.extra_args import flag_values
 from llmservice.core.flags import flag_table, version_order
 from llmservice.core.planner.catalog import KnownModel, find_model, model_from_config
@@ -87,7 +87,7 @@ def plan_request(spec: LLMServiceSpec, minor: str) -> Request | Unplanned:
         quantization=engine.quantization,
         prefix_caching=engine.prefix_caching is not False,
         enforce_eager=bool(engine.enforce_eager),
-        profile=Profile(engine.profile),
+        profile=_profile(engine),
         speculation=_speculation(spec, extra),
         context=_whole(extra.get("--decode-context-parallel-size"), 1),
         hybrid=extra.get("--disable-hybrid-kv-cache-manager") != "true",
@@ -178,6 +178,15 @@ def _without_device(model: KnownModel) -> Unplanned:
         f"{model.id} has {gib(weights)} of weights; whether they fit is not known without the"
         " device: set spec.accelerator.product to a known one, or spec.accelerator.memory"
     )
+
+
+def _profile(engine: EngineSpec) -> Profile:
+    """The profile whose defaults apply: a mode that is written outranks that of the profile."""
+    profile = Profile(engine.profile)
+    if profile is Profile.Latency or engine.performance_mode is None:
+        return profile
+    doubles = engine.performance_mode == _PERFORMANCE_MODES["Throughput"]
+    return Profile.Throughput if doubles else Profile.Balanced
 
 
 def _speculation(spec: LLMServiceSpec, extra: Mapping[str, str]) -> Speculation | None:

@@ -9,7 +9,7 @@
       |
       v
     children wanted  - children live  = apply, delete
-    problems of pods, progress        = status, events, logs to read
+    problems of pods, progress        = status, events, logs and metrics to read
 
 Pure and level-triggered: it reads nothing but :class:`Observed`, so any lost or repeated event
 ends in the same state, and a new leader continues where the old one stopped.
@@ -22,6 +22,7 @@ from typing import Any
 
 from llmservice.api import names
 from llmservice.core import health, status
+from llmservice.core.capacity import capacity_status, next_read
 from llmservice.core.config import Config
 from llmservice.core.decision import Apply, Decision, Delete
 from llmservice.core.observed import Child, ChildRef, DeploymentFacts, Manifest, Observed
@@ -64,13 +65,16 @@ def reconcile(observed: Observed, config: Config) -> Decision:
     situation = _assess(observed, valid)
     new_status = _status(situation, config)
     changed = new_status != service.status
+    to_read = next_read(observed, situation.target.hash) if config.engine_metrics else None
+    request, read_in = to_read or (None, 0.0)
     return Decision(
         apply=tuple(_to_apply(situation)),
         delete=tuple(_to_delete(situation, config)),
         status=new_status if changed else None,
         events=status.status_events(service.status, new_status) if changed else (),
         read_logs=tuple(health.logs_to_read(observed)),
-        requeue_after_seconds=_requeue_after(situation),
+        read_metrics=request if read_in <= 0 else None,
+        requeue_after_seconds=_requeue_after(situation, read_in),
     )
 
 
@@ -285,6 +289,7 @@ def _to_delete(situation: _Situation, config: Config) -> Iterator[Delete]:
 def _status(situation: _Situation, config: Config) -> dict[str, Any]:
     observed, target, rollout = situation.observed, situation.target, situation.rollout
     service, old = observed.service, observed.service.status
+    plan = plan_status(situation.valid.plan.memory)
     pods = [pod for pod in observed.pods if not pod.deleting]
     ready = sum(pod.ready for pod in pods)
     rolling = any(
@@ -324,7 +329,8 @@ def _status(situation: _Situation, config: Config) -> dict[str, Any]:
             "version": target.version,
             "arguments": target.engine["args"],
         },
-        "plan": plan_status(situation.valid.plan.memory),
+        "plan": plan,
+        "capacity": capacity_status(observed, target.hash, plan),
         "conditions": status.build_conditions(observed, progress),
     }
     return {key: value for key, value in new.items() if value is not None}
@@ -370,8 +376,9 @@ def _revision_statuses(situation: _Situation) -> list[dict[str, Any]]:
     ]
 
 
-def _requeue_after(situation: _Situation) -> float | None:
+def _requeue_after(situation: _Situation, read_in: float) -> float | None:
+    pauses = [read_in] if read_in > 0 else []
     at = situation.rollout.check_again_at
-    if at is None:
-        return None
-    return max(0.0, (at - situation.observed.now) / timedelta(seconds=1))
+    if at is not None:
+        pauses.append(max(0.0, (at - situation.observed.now) / timedelta(seconds=1)))
+    return min(pauses, default=None)

@@ -20,6 +20,7 @@ from collections.abc import Coroutine, Mapping
 from contextlib import suppress
 from typing import Any
 
+from llmservice.adapters.engine_metrics import EngineMetrics
 from llmservice.adapters.events import EventRecorder
 from llmservice.adapters.kube import Connection
 from llmservice.adapters.ports import ClusterError, NotFound
@@ -31,6 +32,7 @@ from llmservice.adapters.telemetry import HealthServer, Telemetry
 from llmservice.api import names
 from llmservice.core.reconcile import reconcile
 from llmservice.handlers.config import OperatorConfig
+from llmservice.handlers.engines import EngineReader
 from llmservice.handlers.fence import FencedCluster
 from llmservice.handlers.lease import LeaseElector, LeaseLost, LeaseSettings
 from llmservice.handlers.logs import configure_logging
@@ -99,6 +101,10 @@ class Operator:
         fenced = FencedCluster(
             self._cluster, self._elector.seconds_left, self.telemetry.count_write
         )
+        self._engine_metrics = EngineMetrics()
+        self._engines = EngineReader(
+            self._engine_metrics.read, self.store, self.queue, lambda: self._elector.leading
+        )
         self._reconciler = Reconciler(
             cluster=fenced,
             store=self.store,
@@ -106,6 +112,7 @@ class Operator:
             events=EventRecorder(fenced, config.identity),
             telemetry=self.telemetry,
             decide=lambda observed: reconcile(observed, config.core),
+            ask_engine=self._engines.ask,
         )
         self.health = HealthServer(self.telemetry, self._ready)
         self._publish_gauges()
@@ -252,6 +259,8 @@ class Operator:
             await asyncio.wait(workers, timeout=self._config.shutdown_seconds)
         # The lease last, and given back only when nothing can write any more.
         await _cancel(*reversed(self._tasks))
+        await self._engines.close()
+        await self._engine_metrics.close()
         await self._elector.release()
         await self.health.close()
         await self._cluster.close()

@@ -24,7 +24,8 @@ from llmservice.adapters.resources import LLM_SERVICE
 from llmservice.adapters.store import Change, Store
 from llmservice.adapters.telemetry import Telemetry
 from llmservice.api import names
-from llmservice.core.decision import Apply, Decision
+from llmservice.core.capacity import planned_ratio
+from llmservice.core.decision import Apply, Decision, MetricsRequest
 from llmservice.core.observed import ApplyError, ChildRef, Observed, ServiceKey
 from llmservice.handlers.budget import WriteBudget
 from llmservice.handlers.carry_out import CarryOut
@@ -61,9 +62,10 @@ class Reconciler:
         events: where changes are told.
         telemetry: what is counted.
         decide: ``core.reconcile.reconcile`` with its settings.
+        ask_engine: has a pod's metrics read, and waits for nothing.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the seams to all that surrounds it
         self,
         *,
         cluster: Cluster,
@@ -72,6 +74,7 @@ class Reconciler:
         events: EventRecorder,
         telemetry: Telemetry,
         decide: Callable[[Observed], Decision],
+        ask_engine: Callable[[ServiceKey, MetricsRequest], None],
     ) -> None:
         self._cluster = cluster
         self._store = store
@@ -79,6 +82,7 @@ class Reconciler:
         self._events = events
         self._telemetry = telemetry
         self._decide = decide
+        self._ask_engine = ask_engine
         self._carry_out = CarryOut(cluster, store)
         self._budget = WriteBudget(_local_time)
         self._bugs: dict[ServiceKey, str] = {}
@@ -120,6 +124,8 @@ class Reconciler:
             self._forget(key)
             return
         decision = self._decide(observed)
+        if decision.read_metrics is not None:
+            self._ask_engine(key, decision.read_metrics)
         tried = self._tried.setdefault(key, _Tried())
         if self._may_write(key) and await self._work_on(observed, decision, tried):
             tried.passes += 1
@@ -168,6 +174,8 @@ class Reconciler:
         if decision.status is not None and not await self._write_status(observed, decision):
             self._forget(key)
             return
+        status = observed.service.status if decision.status is None else decision.status
+        self._telemetry.set_plan_ratio(key, planned_ratio(status))
         if decision.apply:  # refused, or undone as soon as it was written
             self._queue.retry(key)
         else:
@@ -189,6 +197,7 @@ class Reconciler:
     def _forget(self, key: ServiceKey) -> None:
         self._store.forget(key)
         self._queue.forget(key)
+        self._telemetry.set_plan_ratio(key, None)
         self._tried.pop(key, None)
         self._bugs.pop(key, None)
 

@@ -124,6 +124,13 @@ def test_ready_pod():
     )
     assert datetime(2026, 1, 31, 8, tzinfo=UTC) == pod.created
     assert pod.container is None
+    assert "" == pod.address
+
+
+def test_pod_has_its_first_address():
+    """The one of the cluster's own address family."""
+    both = [{"ip": "fd00::7"}, {"ip": "10.0.0.7"}]
+    assert "fd00::7" == projection.pod(a_pod(podIP="fd00::7", podIPs=both)).address
 
 
 def test_unschedulable_pod_keeps_the_schedulers_words():

@@ -1,6 +1,6 @@
 """The cache: older never replaces newer, deletions in a gap are found, snapshots are complete."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -11,6 +11,8 @@ from llmservice.core.observed import (
     ApplyErrorKind,
     ChildRef,
     CrashLog,
+    KVCacheSize,
+    MetricsRead,
     ServiceKey,
 )
 
@@ -234,6 +236,24 @@ def test_crash_log_lives_as_long_as_its_pod():
     store.remove("Pod", an_owned("p", 12, uid="pu"))
 
     assert {} == snapshot(store).crash_logs
+
+
+def test_metrics_reads_are_counted_as_long_as_their_pod_lives():
+    """Each try counts; a pod of the same name that replaces it starts anew."""
+    store = a_store()
+    store.put("Pod", an_owned("p", 11, uid="pu", owner=None))
+    later = NOW + timedelta(seconds=5)
+    store.put_metrics_read(KEY, "pu", NOW, None)
+    store.put_metrics_read(KEY, "pu", later, KVCacheSize(32768, 8.0))
+    store.put_metrics_read(KEY, "unknown", NOW, None)
+    store.put_metrics_read(ServiceKey("team", "other"), "pu", NOW, None)
+
+    reads = {"pu": MetricsRead(2, later, KVCacheSize(32768, 8.0))}
+    assert reads == snapshot(store).metrics_reads
+
+    store.put("Pod", an_owned("p", 12, uid="other", owner=None))
+
+    assert {} == snapshot(store).metrics_reads
 
 
 def test_apply_errors_tell_whether_they_are_news():

@@ -112,6 +112,52 @@ def test_a_report_reads_like_a_letter() -> None:
     ] == list(describe(service, NOW))
 
 
+PLAN = {"kvCacheTokens": 32768, "maxConcurrency": "8.00"}
+
+
+@pytest.mark.parametrize(
+    ("expected", "status"),
+    [
+        ([], {"plan": {"outcome": "PlanUnknown"}}),
+        (
+            ["planned: 32768 tokens, or 8.00 requests of the greatest length"],
+            {"plan": PLAN},
+        ),
+        (
+            ["30000 tokens, or 7.32 requests of the greatest length"],
+            {"plan": {}, "capacity": {"kvCacheTokens": 30000, "maxConcurrency": "7.32"}},
+        ),
+        (
+            ["32768 tokens, or 8.00 requests of the greatest length; as planned"],
+            {"plan": PLAN, "capacity": {**PLAN, "deviationPercent": 0}},
+        ),
+        (
+            ["30000 tokens, or 7.32 requests of the greatest length; 8% less than planned: 32768"],
+            {
+                "plan": PLAN,
+                "capacity": {
+                    "kvCacheTokens": 30000,
+                    "maxConcurrency": "7.32",
+                    "deviationPercent": -8,
+                },
+            },
+        ),
+        (  # the newest spec is refused, the earlier one's engine serves on
+            ["32768 tokens, or 8.00 requests of the greatest length"],
+            {
+                "plan": {"outcome": "InfeasiblePlan"},
+                "capacity": {**PLAN, "deviationPercent": 3},
+            },
+        ),
+    ],
+)
+def test_one_line_tells_the_kv_cache(expected: list[str], status: dict[str, Any]) -> None:
+    """What the engine has outranks the plan, which is named when it was off."""
+    lines = [line for line in describe(_service(READY, **status), NOW) if "kv cache" in line]
+
+    assert [f"  kv cache   {text}" for text in expected] == lines
+
+
 def test_a_service_without_status_can_be_reported() -> None:
     """What kubectl apply just made."""
     service = {"metadata": {"name": "qwen", "generation": 1}, "spec": {"model": {"id": "a/b"}}}

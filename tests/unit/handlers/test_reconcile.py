@@ -10,7 +10,7 @@ from llmservice.adapters.events import EventRecorder
 from llmservice.adapters.ports import Fenced, Forbidden, NotFound, TooManyRequests, Unavailable
 from llmservice.adapters.store import Store
 from llmservice.adapters.telemetry import Telemetry
-from llmservice.core.decision import Apply, Decision, Delete, Event, LogRequest
+from llmservice.core.decision import Apply, Decision, Delete, Event, LogRequest, MetricsRequest
 from llmservice.core.observed import ChildRef, Observed, ServiceKey
 from llmservice.handlers.queue import Lane, WorkQueue
 from llmservice.handlers.reconcile import GATHER_SECONDS, Reconciler
@@ -73,6 +73,7 @@ class Rig:
     def __post_init__(self):
         self.queue = WorkQueue(jitter=lambda: 1.0)
         self.telemetry = Telemetry()
+        self.asked = []
         self.reconciler = Reconciler(
             cluster=self.cluster,
             store=self.store,
@@ -80,6 +81,7 @@ class Rig:
             events=EventRecorder(self.cluster, "pod-1"),
             telemetry=self.telemetry,
             decide=self.decide,
+            ask_engine=lambda *asked: self.asked.append(asked),
         )
         self.edit(SERVICE)
 
@@ -358,6 +360,44 @@ async def test_log_is_read_before_the_status_is_written():
 
     assert {("log", "Pod"): 1, ("apply", "LLMService"): 1} == calls
     assert {"cause": "CUDA out of memory"} == rig.status
+
+
+@in_fake_time
+async def test_engine_is_asked_and_the_pass_goes_on():
+    """Its answer is in no hurry: the status is written at once."""
+    request = MetricsRequest("p", "pu", "10.0.0.7")
+    rig = Rig(lambda _: Decision(status={"told": False}, read_metrics=request))
+    calls = await rig.process()
+
+    assert [(KEY, request)] == rig.asked
+    assert {("apply", "LLMService"): 1} == calls
+
+
+@in_fake_time
+async def test_plan_ratio_is_published_until_the_service_goes():
+    """It follows the status, the live one where nothing is written."""
+    told = {"plan": {"kvCacheTokens": 1000}, "capacity": {"kvCacheTokens": 900}}
+    rig = Rig(lambda observed: Decision(status=None if observed.service.status else told))
+
+    def ratio():
+        labels = {"namespace": "team", "name": "mistral"}
+        name = "llmservice_plan_kv_cache_tokens_ratio"
+        return rig.telemetry.registry.get_sample_value(name, labels)
+
+    for _ in range(2):
+        await rig.process()
+        assert 0.9 == ratio()
+
+    rig.edit({**SERVICE, "status": {"plan": {}, "capacity": told["capacity"]}})
+    await rig.process()
+    assert ratio() is None
+
+    rig.edit({**SERVICE, "status": told})
+    await rig.process()
+    assert 0.9 == ratio()
+    rig.store.forget(KEY)
+    await rig.process()
+    assert ratio() is None
 
 
 @in_fake_time

@@ -15,6 +15,8 @@ _WHOLE_SHARE_SINCE: Version = (0, 21)
 """Graphs are inside the budget since, so the default share went from 0.90 to 0.92."""
 _ASYNC_SINCE: Version = (0, 19)
 _CPU_BLOCK = 128
+_WITHOUT_LOADER: dict[str, Version] = {"gguf": (0, 32), "bitsandbytes": (0, 32)}
+"""Formats, and the first version read that has no loader for them any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,17 @@ class Defaults:
     block_size: int
     batches_in_flight: int
     """Steps that run at once."""
+
+
+def unloadable(quantization: str, version: Version) -> str | None:
+    """Why an engine of this version cannot load such weights; None when it can."""
+    for name, since in _WITHOUT_LOADER.items():
+        if name in quantization and version >= since:
+            return (
+                f"vLLM {since[0]}.{since[1]} and later have no loader for {name} weights: use the"
+                " model's own checkpoint, or one in FP8, AWQ or GPTQ"
+            )
+    return None
 
 
 def engine_defaults(

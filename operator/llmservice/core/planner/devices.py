@@ -30,6 +30,11 @@ class Device:
     """Memory bandwidth in GB/s; 0 for unknown."""
 
     @property
+    def is_slice(self) -> bool:
+        """A MIG slice: two of them cannot talk to each other."""
+        return "-mig-" in self.name.lower()
+
+    @property
     def gib(self) -> float:
         """``memory`` in GiB."""
         return self.memory / _GIB

@@ -76,6 +76,10 @@ class Capacity:
         """Requests of the greatest length that fit at once."""
         return self.blocks / self.blocks_per_request
 
+    def times(self, pools: int) -> "Capacity":
+        """Of so many pools: each data-parallel rank has its own."""
+        return replace(self, blocks=self.blocks * pools, tokens=self.tokens * pools)
+
 
 @dataclass(frozen=True, slots=True)
 class _Layers:

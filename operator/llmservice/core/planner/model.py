@@ -13,6 +13,8 @@ from typing import Any, TypeGuard
 MAX_VALUE = 1 << 40
 """No count in a config.json is larger; what is, is a mistake."""
 _MAX_LAYERS = 10_000
+_DEFAULT_LENGTH = 2048
+"""vLLM's own for a config that names none."""
 
 
 class UnreadableConfigError(ValueError):
@@ -348,11 +350,13 @@ class _Reader:
                 return [str(name) for name in named]
         if isinstance(drawn := self.text.get("hybrid_override_pattern"), str):
             # Nemotron-H: M is Mamba, * attention; the rest (-, E) has no cache.
-            return [_DRAWN[letter] for letter in drawn if letter in _DRAWN]
+            if types := [_DRAWN[letter] for letter in drawn if letter in _DRAWN]:
+                return types
+            raise UnreadableConfigError("hybrid_override_pattern draws no layer with a cache")
         if interval := self.optional("full_attention_interval", default=0):
             return _pattern(layers, interval, "linear_attention")
         if self.text.get("attention_chunk_size"):
-            every = self.optional("no_rope_layer_interval", default=4)
+            every = self.optional("no_rope_layer_interval", default=4) or 4
             return _pattern(layers, every, "chunked_attention")
         return self.windowed(layers)
 
@@ -402,26 +406,27 @@ class _Reader:
             "decoder_sparse_step", "interleave_moe_layer_step", "moe_layer_freq", default=1
         )
         first = self.optional("first_k_dense_replace", default=0)
-        return max(1, -(-max(1, layers - first) // step))
+        return max(1, -(-max(1, layers - first) // max(1, step)))
 
     def max_length(self) -> int:
         """As vLLM 0.32 ``config/model.py`` (_get_and_verify_max_len): scaled where rope says so."""
         length = self.optional(
+            "model_max_length",  # outranks the others (Command-R)
             "max_position_embeddings",
             "n_positions",
             "max_seq_len",
             "seq_length",
-            "model_max_length",
             "max_target_positions",
-            default=2048,
+            default=_DEFAULT_LENGTH,
         )
+        length = length or _DEFAULT_LENGTH
         rope = self.text.get("rope_scaling") or self.text.get("rope_parameters")
         if not isinstance(rope, Mapping) or "gemma3" in self.model_type:
             return length
         kind = str(rope.get("rope_type") or rope.get("type") or "default")
         factor = rope.get("factor")
         if kind in ("linear", "dynamic") and isinstance(factor, int | float) and factor > 0:
-            return int(length * factor)
+            return int(min(length * factor, MAX_VALUE))
         return length
 
     def dtype_bytes(self) -> int:

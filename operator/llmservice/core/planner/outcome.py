@@ -30,6 +30,7 @@ class Reason(StrEnum):
     WeightsDoNotFit = "WeightsDoNotFit"
     KVCacheTooSmall = "KVCacheTooSmall"
     InvalidParallelism = "InvalidParallelism"
+    UnsupportedQuantization = "UnsupportedQuantization"
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +129,7 @@ class Plan:
     bytes_per_token: int
     """Of the KV cache, per device, in layers that keep every token."""
     capacity: Capacity
-    """At the expected overhead."""
+    """Of the replica, at the expected overhead."""
     pool: Pool
     choices: tuple[Choice, ...]
     message: str

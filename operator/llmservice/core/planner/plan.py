@@ -12,7 +12,7 @@ from typing import Any
 
 from llmservice.core.planner import rationale
 from llmservice.core.planner.catalog import KnownModel
-from llmservice.core.planner.defaults import Defaults, engine_defaults
+from llmservice.core.planner.defaults import Defaults, engine_defaults, unloadable
 from llmservice.core.planner.devices import Device
 from llmservice.core.planner.kv_cache import (
     CacheSettings,
@@ -109,6 +109,8 @@ class _Planner:
     # --- choosing -----------------------------------------------------------------------------
 
     def outcome(self) -> Outcome:
+        if refused := unloadable(self.quantization.name, self.request.version):
+            return Infeasible(Reason.UnsupportedQuantization, refused)
         candidates = self.tensors()
         if isinstance(candidates, Infeasible):
             return candidates
@@ -157,8 +159,9 @@ class _Planner:
         if tensor is None and request.devices is not None:
             tensor = max(1, request.devices // (request.pipeline * request.data))
         if tensor is None:
-            sizes = [1 << n for n in range(_MAX_TENSOR.bit_length())]
-            return [size for size in sizes if heads % size == 0] if request.device else [1]
+            alone = request.device is None or request.device.is_slice
+            sizes = [1] if alone else [1 << n for n in range(_MAX_TENSOR.bit_length())]
+            return [size for size in sizes if heads % size == 0]
         if heads % tensor:
             near = " or ".join(map(str, _nearest_divisors(heads, tensor)))
             return Infeasible(
@@ -185,7 +188,7 @@ class _Planner:
             changes.append(
                 (f"set maxNumSeqs to {LATENCY_SEQUENCES}", {"max_num_seqs": LATENCY_SEQUENCES})
             )
-        if request.kv_cache_dtype == "auto":
+        if request.kv_cache_dtype == "auto" and request.device and request.device.fp8:
             changes.append(("set kvCacheDtype to fp8", {"kv_cache_dtype": "fp8"}))
         for text, change in changes:
             other = _Planner(replace(request, **change))
@@ -309,13 +312,15 @@ class _Planner:
         return self.accept(self.attempt(attempt.ranks.tensor, length), Verdict.Fits)
 
     def accept(self, attempt: _Attempt, verdict: Verdict) -> Plan:
-        capacity = attempt.pool.capacity(attempt.memory.kv_cache.expected)
+        capacity = attempt.pool.capacity(attempt.memory.kv_cache.expected).times(attempt.knobs.data)
         growth = bytes_per_token(self.shape, attempt.settings)
         knobs, memory = attempt.knobs, attempt.memory
         message = rationale.summary(self.request, knobs, memory, capacity)
         if verdict is Verdict.Marginal:
             need, safe = attempt.pool.request_bytes(), attempt.length_that_fits()
             message += rationale.warning(memory, need, safe)
+        if knobs.max_model_len > self.shape.max_length:
+            verdict, message = Verdict.Marginal, message + rationale.too_long(self.request)
         return Plan(
             verdict=verdict,
             knobs=knobs,

@@ -1,7 +1,5 @@
 """The sentences of a plan: numbers first, then what follows from them."""
 
-from collections.abc import Iterator
-
 from llmservice.core.planner.kv_cache import Capacity
 from llmservice.core.planner.outcome import Choice, Knobs, Memory, Profile, Reason, Request
 from llmservice.core.planner.weights import Quantization
@@ -28,7 +26,7 @@ def summary(request: Request, knobs: Knobs, memory: Memory, capacity: Capacity) 
     """One line of a plan."""
     return (
         f"{where(request, knobs)}: {gib(memory.weights)} of weights and"
-        f" {gib(memory.kv_cache.expected)} of KV cache on each, {capacity.tokens:,} tokens,"
+        f" {gib(max(0, memory.kv_cache.expected))} of KV cache on each, {capacity.tokens:,} tokens,"
         f" {capacity.concurrency:.1f} requests of {knobs.max_model_len:,}"
     )
 
@@ -45,6 +43,14 @@ def warning(memory: Memory, need: int, safe: int) -> str:
         f" and one request of the greatest length takes {gib(need)}"
     )
     return f"{text}; maxModelLen {safe} is sure to fit" if safe else text
+
+
+def too_long(request: Request) -> str:
+    """Why a length over the model's own is not promised (vLLM 0.33 ``config/model.py``)."""
+    return (
+        f"; vLLM refuses a maxModelLen over the model's own {request.model.shape.max_length:,}"
+        " unless VLLM_ALLOW_LONG_MAX_MODEL_LEN=1 is set in its environment"
+    )
 
 
 def refusal(request: Request, reason: Reason, knobs: Knobs, memory: Memory, need: int) -> str:
@@ -72,19 +78,21 @@ def choices(
     quantization: Quantization,
 ) -> tuple[Choice, ...]:
     """Every knob that memory depends on, and why it has its value."""
-    found = [_tensor(request, knobs), _length(request, knobs)]
+    found = [_tensor(request, knobs), _length(request, knobs, capacity)]
     if request.kv_cache_memory_bytes is None:
         why = _WRITTEN if request.gpu_memory_utilization else "vLLM's default for this version"
         found.append(Choice("gpuMemoryUtilization", f"{knobs.gpu_memory_utilization:g}", why))
     found.append(_sequences(request, knobs, capacity))
-    why = _WRITTEN if request.max_num_batched_tokens else _DEFAULT
+    doubled = f"profile Throughput doubles {_DEFAULT}"
+    why = doubled if request.profile is Profile.Throughput else _DEFAULT
+    why = _WRITTEN if request.max_num_batched_tokens else why
     found.append(Choice("maxNumBatchedTokens", str(knobs.max_num_batched_tokens), why))
     per_token = f"{growth:,} bytes per token and device"
     found.append(Choice("kvCacheDtype", knobs.kv_cache_dtype, per_token))
     if quantization.name != "none":
         per_weight = f"{quantization.expert:.2f} bytes per weight"
         found.append(Choice("quantization", quantization.name, per_weight))
-    return (*found, *_advice(capacity))
+    return tuple(found)
 
 
 def _tensor(request: Request, knobs: Knobs) -> Choice:
@@ -98,20 +106,20 @@ def _tensor(request: Request, knobs: Knobs) -> Choice:
     return Choice(
         name,
         value,
-        f"the smallest that fits and divides the {request.model.shape.heads} attention heads;"
-        " replicas make better use of further devices than more ranks",
+        f"the smallest that fits and divides the {request.model.shape.heads} attention heads",
         chosen=True,
     )
 
 
-def _length(request: Request, knobs: Knobs) -> Choice:
-    name, value, own = "maxModelLen", str(knobs.max_model_len), request.model.shape.max_length
-    if request.max_model_len:
-        return Choice(name, value, _WRITTEN)
-    if knobs.max_model_len < own:
+def _length(request: Request, knobs: Knobs, capacity: Capacity) -> Choice:
+    own = request.model.shape.max_length
+    chosen = request.max_model_len is None and knobs.max_model_len < own
+    why = _WRITTEN if request.max_model_len else "the model's own"
+    if chosen:
         why = f"the longest that is sure to fit; the model's own is {own:,}"
-        return Choice(name, value, why, chosen=True)
-    return Choice(name, value, "the model's own")
+    if capacity.concurrency < _COMFORTABLE:
+        why += f"; only {capacity.concurrency:.1f} fit at once, so a long one makes others wait"
+    return Choice("maxModelLen", str(knobs.max_model_len), why, chosen=chosen)
 
 
 def _sequences(request: Request, knobs: Knobs, capacity: Capacity) -> Choice:
@@ -126,13 +134,3 @@ def _sequences(request: Request, knobs: Knobs, capacity: Capacity) -> Choice:
         case Profile.Throughput:
             return Choice(name, value, f"profile Throughput doubles {_DEFAULT}; {each}")
     return Choice(name, value, f"{_DEFAULT}; {each}")
-
-
-def _advice(capacity: Capacity) -> Iterator[Choice]:
-    if capacity.concurrency < _COMFORTABLE:
-        yield Choice(
-            "maxModelLen",
-            "high",
-            f"only {capacity.concurrency:.2f} requests of this length fit at once, so a long one"
-            " makes the others wait: lower it, or give the cache more memory",
-        )

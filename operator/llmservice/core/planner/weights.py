@@ -67,6 +67,7 @@ def quantization_of(shape: ModelShape, method: str | None = None) -> Quantizatio
     plain = float(shape.dtype_bytes)
     config = shape.quantization
     name = str(config.get("quant_method") or config.get("quant_algo") or method or "").lower()
+    name = name.replace("bnb", "bitsandbytes")
     if not name:
         return Quantization("none", plain, plain, plain)
     each = _bytes_per_weight(name.replace("_", "-"), config)
@@ -84,8 +85,8 @@ def _bytes_per_weight(name: str, config: Mapping[str, Any]) -> float:
         (("mxfp4",), 0.5 + 1 / 32),
         (("fp4",), 0.5 + 1 / 16),
         (("gguf",), 34 / 32),  # Q8_0
-        (("bitsandbytes-8", "bnb-8"), 1.0),
-        (("bitsandbytes", "bnb"), 0.5 + _WORD_BYTES / 64),
+        (("bitsandbytes-8",), 1.0),
+        (("bitsandbytes",), 0.5 + _WORD_BYTES / 64),
         (_GROUPED, fourths / 8 + (_SCALE_BYTES + fourths / 8) / (group or 128)),
         (_DESCRIBED, eighths / 8 + (_SCALE_BYTES / group if group else 0)),
         (("fp8", "int8", "w8a8"), 1.0),

@@ -99,6 +99,7 @@ BAD = [
     ({**PLAIN, "text_config": 3}, "text_config must be an object"),
     ({**PLAIN, "num_kv_shared_layers": 32}, "num_kv_shared_layers must be below"),
     ({**PLAIN, "compress_ratios": [4, 128]}, "not modelled"),
+    ({**PLAIN, "hybrid_override_pattern": "x"}, "draws no layer with a cache"),
 ]
 
 
@@ -107,6 +108,29 @@ def test_bad_config_is_a_sentence(config, message):
     """It names the field, and it is never anything but a sentence."""
     with pytest.raises(UnreadableConfigError, match=message):
         read_model(config)
+
+
+ODD = [
+    ({"num_experts": 8, "moe_layer_freq": [0]}, "experts", 32),
+    ({"num_experts": 8, "decoder_sparse_step": 0}, "experts", 32),
+    ({"attention_chunk_size": 64, "no_rope_layer_interval": 0}, "kinds", 2),
+    ({"max_position_embeddings": 0}, "max_length", 2048),
+    ({"rope_scaling": {"type": "linear", "factor": 1e308}}, "max_length", 1 << 40),
+    ({"model_max_length": 131072}, "max_length", 131072),
+]
+
+
+@pytest.mark.parametrize(("fields", "attribute", "value"), ODD)
+def test_odd_values_have_a_meaning(fields, attribute, value):
+    """Zero steps are steps of one, and a length is always some length."""
+    found = getattr(read_model({**PLAIN, **fields}), attribute)
+
+    assert (
+        value
+        == {"experts": lambda: found.layers, "kinds": lambda: len(found)}.get(
+            attribute, lambda: found
+        )()
+    )
 
 
 _FIELDS = [*PLAIN, "head_dim", "sliding_window", "layer_types", "rope_scaling", "num_experts"]

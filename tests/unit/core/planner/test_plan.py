@@ -101,6 +101,33 @@ def test_tensor_size_divides_the_heads(tensor, fix):
     assert found.message.endswith(f"set parallelism.tensor to {fix}")
 
 
+def test_longer_than_the_model_is_marginal():
+    """vLLM refuses it, unless told otherwise."""
+    found = ask(tensor=2, max_model_len=40_000)
+
+    assert Verdict.Marginal is found.verdict
+    assert "over the model's own 32,768" in found.message
+
+
+def test_slices_do_not_talk_to_each_other():
+    """One slice, or nothing."""
+    slice_ = Device("A100-80GB-MIG-2g.20gb", int(19.5 * GIB), (8, 0))
+
+    assert 1 == ask(device=slice_).knobs.tensor
+    assert isinstance(ask(LLAMA_70B, slice_), Infeasible)
+
+
+@pytest.mark.parametrize(
+    "name", ["TheBloke/Mistral-7B-Instruct-v0.2-GGUF", "unsloth/mistral-7b-instruct-v0.3-bnb-4bit"]
+)
+def test_formats_without_a_loader(name):
+    """The engine would not start, whatever fits."""
+    found = ask(find_model(name))
+
+    assert Reason.UnsupportedQuantization == found.reason
+    assert "use the model's own checkpoint" in found.message
+
+
 def test_stages_need_layers():
     """A stage without a layer cannot be."""
     assert Reason.InvalidParallelism == ask(pipeline=33).reason
@@ -150,7 +177,12 @@ def test_a_draft_takes_its_share():
     assert 33 * alone.pool.bytes_per_block == 32 * with_head.pool.bytes_per_block
 
 
-MODELS = st.sampled_from(known_models())
+LOADABLE = [
+    model
+    for model in known_models()
+    if model.shape.quantization.get("quant_method") != "bitsandbytes"
+]
+MODELS = st.sampled_from(LOADABLE)
 MEMORY = st.integers(8, 256).map(lambda gib: gib * GIB)
 RANK = {None: 0, Verdict.Marginal: 1, Verdict.Fits: 2}
 
