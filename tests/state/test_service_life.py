@@ -1,5 +1,6 @@
 """A service from creation through edits, failures and repairs: decisions in sequence."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -382,3 +383,19 @@ def test_failing_edit_is_not_ready_though_the_old_pods_serve():
     assert "False" == world.condition("Ready")["status"]
     assert "True" == world.condition("Available")["status"]
     assert "Degraded" == world.status["phase"]
+
+
+def test_a_revision_numbered_by_hand_gets_its_number_back():
+    """The status knows it; nothing else counts revisions."""
+    world = World()
+    world.settle()
+    (ref,) = (ref for ref in world.children if ref.kind == "ControllerRevision")
+    child = world.children[ref]
+    fields = json.loads(child.owned_fields)
+    del fields["f:revision"]
+    world.children[ref] = replace(
+        child, revision=replace(child.revision, number=99), owned_fields=json.dumps(fields)
+    )
+    (apply,) = world.reconcile().apply
+
+    assert (ref, 1) == (apply.ref, apply.manifest["revision"])
