@@ -71,9 +71,7 @@ def test_an_invalid_update_is_refused(service: _Service) -> None:
     before = service.live()
 
     with pytest.raises(ClusterError, match=r"accelerator\.count must equal"):
-        service.patch(
-            spec={"accelerator": {"count": 8}, "engine": {"parallelism": {"tensor": 4}}}
-        )
+        service.patch(spec={"accelerator": {"count": 8}, "engine": {"parallelism": {"tensor": 4}}})
 
     assert service.live() == before
 
