@@ -92,6 +92,14 @@ bench-operator: setup binaries ## The figures of docs/performance.md
 bench-planner: setup ## The planner against starts of real engines: make bench-planner [DATA=file.csv]
 	@$(RUN) python -m tests.bench.planner $(DATA)
 
+.PHONY: bench-judge
+bench-judge: setup ## How often the judge of canaries errs: the table of docs/rollouts.md
+	@$(RUN) python -m tests.bench.judge
+
+.PHONY: bench-autoscale
+bench-autoscale: setup ## Autoscaling policies on generated traces: the table of docs/autoscaling.md
+	@$(RUN) python -m tests.bench.autoscale
+
 .PHONY: clean-cache
 clean-cache: demo-down ## Remove binaries, images and environments from the user cache
 	@rm -rf "$(CACHE)"

@@ -1,4 +1,4 @@
-"""The command line: ``llmservice operator | render | validate | plan | crds | status``.
+"""The command line: ``llmservice COMMAND``, one module here for each that does not fit a screen.
 
 Exit codes: 0 done; 1 the input is invalid, a plan infeasible, or the service is not ready; 2 wrong
 usage; 3 the cluster cannot be reached.
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llmservice.adapters.ports import ClusterError
-from llmservice.cli import offline, plan
+from llmservice.cli import autoscale, judge, offline, plan
 
 _EXIT_UNREACHABLE = 3
 
@@ -41,6 +41,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_offline(commands)
     _add_plan(commands)
     _add_status(commands)
+    _add_judge(commands)
+    autoscale.register(commands)
     return parser
 
 
@@ -87,6 +89,28 @@ def _add_status(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     command.add_argument("--kubeconfig", help="default: as kubectl finds it")
     command.add_argument("--context", help="context of the kubeconfig")
     command.set_defaults(run=_run_status)
+
+
+def _add_judge(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = commands.add_parser("judge", help="try guardrails on recorded traffic")
+    replay = command.add_subparsers(required=True, metavar="COMMAND").add_parser(
+        "replay", help="judge a trace as a rollout would judge its canary"
+    )
+    columns = ",".join(judge.COLUMNS)
+    replay.add_argument("trace", metavar="TRACE", help=f"CSV with {columns}; - for stdin")
+    replay.add_argument(
+        "--guardrails", required=True, metavar="FILE", help="a guardrails list, or an LLMService"
+    )
+    replay.add_argument(
+        "--window", type=judge.positive_seconds, default=30.0, metavar="SECONDS", help="per look"
+    )
+    replay.add_argument(
+        "--bake", type=judge.seconds, default=0.0, metavar="SECONDS", help="promote no earlier"
+    )
+    replay.add_argument("--buckets", choices=("fine", "vllm"), default="fine", help=judge.BUCKETS)
+    replay.add_argument("--all", action="store_true", help="a line per window, not only the last")
+    replay.add_argument("-o", "--output", choices=("text", "json"), default="text")
+    replay.set_defaults(run=judge.replay)
 
 
 def _run_status(parsed: argparse.Namespace) -> int:

@@ -1,0 +1,65 @@
+"""What the judge remembers between looks: small, frozen, and fit for a status."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
+from pydantic.alias_generators import to_camel
+
+from llmservice.core.judge.counts import Histogram
+
+_Amount = Annotated[float, Field(ge=0)]
+_STRICT = ConfigDict(allow_inf_nan=False, extra="forbid", alias_generator=to_camel)
+
+
+@with_config(_STRICT)
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """The evidence of one check. Stable's numbers are of windows in which the canary served."""
+
+    threshold: _Amount | None = None
+    """Stable's quantile in seconds, frozen once known."""
+    slack: _Amount = 1.0
+    """Factor of the rates that are tolerated and detected, learnt with the threshold."""
+    lookback: Histogram | None = None
+    """Times of stable while the threshold is being learnt."""
+    log_ratio: float = 0.0
+    """Log likelihood ratio, before it is divided by the dispersion."""
+    canary_requests: _Amount = 0.0
+    canary_bad: _Amount = 0.0
+    stable_requests: _Amount = 0.0
+    stable_bad: _Amount = 0.0
+    stable_windows: Annotated[int, Field(ge=0)] = 0
+    stable_squares: _Amount = 0.0
+    """Sum over windows of bad requests squared over requests."""
+
+
+@with_config(_STRICT)
+@dataclass(frozen=True, slots=True)
+class JudgeState:
+    """All evidence on one canary."""
+
+    canary_requests: _Amount = 0.0
+    """Since the canary began."""
+    step_requests: _Amount = 0.0
+    """Since the step began; each step needs requests of its own, as load may change a verdict."""
+    tallies: Mapping[str, Tally] = field(default_factory=dict)
+    """By the check's label: a guardrail that is edited starts anew, the others go on."""
+
+
+_ADAPTER = TypeAdapter(JudgeState)
+
+
+def dump_state(state: JudgeState) -> dict[str, Any]:
+    """The state as JSON values; :func:`load_state` gives back exactly the same state."""
+    dumped: dict[str, Any] = _ADAPTER.dump_python(state, mode="json", by_alias=True)
+    return dumped
+
+
+def load_state(value: object) -> JudgeState | None:
+    """The state that was dumped, or None for what is none: then judging starts anew."""
+    try:
+        return _ADAPTER.validate_python(value)
+    except ValidationError:
+        return None

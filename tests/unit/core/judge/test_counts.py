@@ -1,0 +1,76 @@
+"""Histograms and what counts as counts."""
+
+import math
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmservice.core.judge.counts import FINE_EDGES, Counts, Histogram
+from tests.unit.core.judge.traffic import EDGES, counts
+
+times = st.lists(st.floats(0, 6), max_size=60)
+
+
+@given(times)
+def test_above_an_edge_is_exact(drawn):
+    """No interpolation where the threshold is an edge; on it is not over it."""
+    histogram = Histogram.of(EDGES, drawn)
+
+    for edge in EDGES:
+        assert sum(time > edge for time in drawn) == histogram.above(edge)
+
+
+@given(times, st.lists(st.floats(0, 8), min_size=2, max_size=2))
+def test_above_falls_with_the_threshold(drawn, thresholds):
+    """Between edges as well, and past the last one."""
+    low, high = sorted(thresholds)
+    histogram = Histogram.of(EDGES, drawn)
+
+    assert len(drawn) >= histogram.above(low) >= histogram.above(high) >= 0
+
+
+@given(st.lists(st.floats(0, 4), min_size=1, max_size=60), st.sampled_from([0.5, 0.9, 0.95]))
+def test_quantile_and_above_agree(drawn, share):
+    """So many lie over a quantile as should."""
+    histogram = Histogram.of(EDGES, drawn)
+
+    assert histogram.above(histogram.quantile(share)) == pytest.approx((1 - share) * len(drawn))
+
+
+def test_quantile_of_what_is_off_the_scale_is_the_last_edge():
+    """Nothing can be told apart there."""
+    assert EDGES[-1] == Histogram.of(EDGES, [100, 100]).quantile(0.5)
+
+
+def test_fine_edges_tell_ten_percent_apart():
+    """From 10 ms to past the highest limit that a guardrail may have."""
+    assert FINE_EDGES[0] <= 0.01
+    assert FINE_EDGES[-1] >= 600
+    assert all(b / a <= 1.1001 for a, b in pairwise(FINE_EDGES))
+
+
+def test_histograms_with_other_edges_do_not_add_up():
+    """Rather an error than a wrong sum."""
+    with pytest.raises(ValueError, match="different edges"):
+        Histogram.of(EDGES) + Histogram.of((1.0,))
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -1.0])
+@pytest.mark.parametrize("field", ["requests", "failed", "bucket"])
+def test_no_number_is_no_counts(wrong, field):
+    """NaN, infinity and less than nothing, wherever they stand."""
+    good = counts(5, 1, 1)
+    times = Histogram(EDGES, (wrong, *good.ttft.counts[1:])) if field == "bucket" else good.ttft
+    numbers = {"requests": good.requests, "failed": good.failed, field: wrong}
+
+    assert good.is_valid
+    assert not Counts(numbers["requests"], numbers["failed"], times, good.latency).is_valid
+
+
+def test_more_failures_than_requests_are_no_counts():
+    """One of the two numbers must be wrong."""
+    good = counts(5)
+
+    assert not Counts(5, 6, good.ttft, good.latency).is_valid
