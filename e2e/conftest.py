@@ -85,7 +85,7 @@ def make(stage: Stage) -> Iterator[Make]:
 
 @pytest.fixture(scope="session")
 def _shared(stage: Stage) -> str:
-    limits = {"requests": {"cpu": "250m", "memory": "1200Mi"}, "limits": {"memory": "2Gi"}}
+    limits = {"requests": {"cpu": "250m", "memory": "1200Mi"}, "limits": {"memory": "3Gi"}}
     long_answers = {"maxModelLen": 4096, "resources": limits, "drainTimeoutSeconds": 240}
     service = tiny_service(_SHARED, stage.engine, **long_answers)
     service["spec"]["model"]["id"] = "/models/tiny-long"
