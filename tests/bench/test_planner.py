@@ -34,7 +34,7 @@ def test_tokens_are_exact_given_the_bytes(figures):
 def test_cache_is_within_ten_percent(figures):
     """Of five rows in six, most of which do not say all that decides."""
     assert figures["kv_within_10_percent"] >= 35
-    assert figures["kv_median_error"] <= 0.03
+    assert figures["kv_median_error"] <= 0.035
 
 
 def test_every_row_is_a_line(capsys, tmp_path):

@@ -19,8 +19,12 @@ _GIB = 1 << 30
 _QUANTIZATION_WORDS = re.compile(
     r"[-_.](unsloth-bnb-4bit|bnb-4bit|bnb-8bit|quantized\.w[48]a(?:16|8)|gptq-int4|gptq-int8"
     r"|fp8-dynamic|fp8-block|fp8|awq-int4|awq|gptq|autoround|int4|int8|w4a16|w8a16|w8a8|nvfp4"
-    r"|mxfp4|gguf|4bit|8bit|marlin|dynamic|g128|hf)$"
+    r"|mxfp4|gguf|4bit|8bit|marlin|dynamic|g128)$"
 )
+_OTHER_WORDS = re.compile(r"[-_.](bf16|fp16|mtp|hf)$")
+"""Words that change neither shape nor weights."""
+_TWINS = ("", "-hf", "-instruct", "-it", "-chat", "-chat-hf", "-base")
+"""A base model and its tuned twin have one shape."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,15 +50,18 @@ def find_model(model_id: str) -> KnownModel | None:
     if row := _by_id().get(name):
         return _known(model_id, row)
     words: list[str] = []
-    stem = name.rpartition("/")[2]
+    stem = name.rpartition("/")[2].replace(" ", "-")
     while True:
-        if row := _by_name().get(stem):
+        if row := next((_by_name()[stem + t] for t in _TWINS if stem + t in _by_name()), None):
             plain = "quantization_config" not in row["config"]
             return _known(model_id, row, "-".join(reversed(words)) if plain else "")
         match = _QUANTIZATION_WORDS.search(stem)
+        if match is not None:
+            words.append(match[1])
+        else:
+            match = _OTHER_WORDS.search(stem)
         if match is None:
             return None
-        words.append(match[1])
         stem = stem[: match.start()]
 
 

@@ -9,8 +9,8 @@ from importlib.resources import files
 from typing import Any
 
 _GIB = 1 << 30
-_DECORATION = re.compile(r"^(nvidia|amd|tesla|geforce)-|-shared$")
-"""Vendors, and what GPU feature discovery appends to the product of a time-sliced device."""
+_DECORATION = re.compile(r"^(nvidia|amd|instinct|tesla|geforce)-|-sxm\d?(?=-|$)|-shared$")
+"""Vendors, sockets, and what GPU feature discovery appends to a time-sliced product."""
 _CAPACITY = re.compile(r"-\d+gb$")
 
 
@@ -43,13 +43,14 @@ class Device:
 def find_device(product: str) -> Device | None:
     """The device of a ``nvidia.com/gpu.product`` label, or of a name as people write it, or None.
 
-    ``NVIDIA-A10G``, ``NVIDIA-A10G-SHARED``, ``a10g``, ``Tesla T4`` and ``H100 80GB`` are found.
+    ``NVIDIA-A10G-SHARED``, ``a10g``, ``Tesla T4``, ``H100 SXM 80GB`` and ``4090`` are found.
     """
     exact = product.strip().lower().replace(" ", "-")
     plain = exact
     while (shorter := _DECORATION.sub("", plain)) != plain:
         plain = shorter
-    names = (exact, plain, _CAPACITY.sub("", plain))
+    short = _CAPACITY.sub("", plain)
+    names = (exact, plain, short, f"rtx-{short}")
     return next((device for name in names if (device := _by_name().get(name))), None)
 
 

@@ -71,8 +71,9 @@ def quantization_of(shape: ModelShape, method: str | None = None) -> Quantizatio
     if not name:
         return Quantization("none", plain, plain, plain)
     each = _bytes_per_weight(name.replace("_", "-"), config)
-    # gpt-oss and its kin: attention stays as it was trained.
-    linear = plain if "mxfp4" in name else each
+    # gpt-oss, and four-bit checkpoints of latent attention: attention stays as it was trained.
+    latent = any(isinstance(kind, Latent) for kind in shape.kinds)
+    linear = plain if "mxfp4" in name or ("fp4" in name and latent) else each
     return Quantization(name, linear, each, each if "gguf" in name else plain)
 
 

@@ -63,6 +63,29 @@ def test_found_by_a_quantized_name():
     assert quantization_of(copy.shape, copy.quantization).linear < 0.6
 
 
+TWINS = [
+    ("somebody/Llama-3.1-8B-Instruct-bf16", "meta-llama/Llama-3.1-8B-Instruct"),
+    ("Llama-2-70B AWQ", "meta-llama/Llama-2-70b-hf"),
+    ("nobody/GLM-5.1-NVFP4-MTP", "zai-org/GLM-5.1"),
+    ("a/Qwen2.5-7B-Instruct-GPTQ-Int4", "Qwen/Qwen2.5-7B-Instruct"),
+]
+
+
+@pytest.mark.parametrize(("written", "meant"), TWINS)
+def test_twins_have_one_shape(written, meant):
+    """However people write it."""
+    assert find_model(written).shape.kinds == find_model(meant).shape.kinds
+
+
+DEVICES = ["A100-SXM4-80GB", "A100 80GB", "H100 SXM 80GB", "NVIDIA H100 SXM5", "4090", "Tesla T4"]
+
+
+@pytest.mark.parametrize("written", DEVICES)
+def test_devices_as_people_write_them(written):
+    """Vendors, sockets and sizes are decoration."""
+    assert find_device(written) is not None
+
+
 @pytest.mark.parametrize("model_id", ["/models/mine", "nobody/knows-this", "", "a/b/c", "-gguf"])
 def test_unknown_models_are_none(model_id):
     """No guess from half a name, and none from a path."""
