@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from e2e.cluster.processes import wait_until
 from e2e.follow import condition, follow, is_settled
@@ -34,6 +35,36 @@ class Stage:
     def settle(self, name: str, seconds: float = _SETTLE_SECONDS) -> JSON:
         """Wait until the newest spec of a service runs, and nothing else of it."""
         return follow(self.kubectl, name, is_settled, seconds=seconds)
+
+    def run_in_engine_image(self, script: Path, *words: str) -> str:
+        """What a script says to the engine image's own Python and vLLM, errors and all."""
+        container: JSON = {
+            "name": "python",
+            "image": self.engine,
+            "command": ["python3", "-c", script.read_text(), *words],
+            "env": [
+                {"name": "HOME", "value": "/tmp"},
+                {"name": "VLLM_LOGGING_LEVEL", "value": "ERROR"},
+            ],
+            "securityContext": {
+                "allowPrivilegeEscalation": False,
+                "capabilities": {"drop": ["ALL"]},
+                "runAsNonRoot": True,
+                "runAsUser": 2000,
+                "seccompProfile": {"type": "RuntimeDefault"},
+            },
+        }
+        name = f"script-{script.stem.replace('_', '-')}"
+        spec = {"restartPolicy": "Never", "containers": [container]}
+        self.kubectl.apply(
+            {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec}
+        )
+        try:
+            done = "--for=jsonpath={.status.phase}=Succeeded"
+            self.kubectl("wait", f"pod/{name}", done, "--timeout=120s")
+            return self.kubectl("logs", name)
+        finally:
+            self.kubectl("delete", f"pod/{name}", "--grace-period=0", "--force")
 
     def pods(self, name: str) -> list[JSON]:
         """The engine pods of a service that are not being stopped."""

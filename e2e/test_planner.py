@@ -29,54 +29,11 @@ def test_allocator_agrees(stage: Stage) -> None:
         for (kinds, _), pool in zip(questions, pools, strict=True)
     ]
 
-    answers = ask_vllm(stage, cases)
+    answers = json.loads(stage.run_in_engine_image(SCRIPT, json.dumps(cases)).splitlines()[-1])
 
     for pool, case, answer in zip(pools, cases, answers, strict=True):
         capacity = pool.capacity(case["available"])
         assert [capacity.blocks, capacity.tokens] == answer, case
-
-
-def ask_vllm(stage: Stage, cases: list[JSON]) -> list[list[int]]:
-    """What the engine image's own vLLM answers."""
-    kubectl = stage.kubectl
-    kubectl.apply(
-        {
-            "apiVersion": "v1",
-            "kind": "Pod",
-            "metadata": {"name": "allocator"},
-            "spec": {
-                "restartPolicy": "Never",
-                "securityContext": {
-                    "runAsNonRoot": True,
-                    "runAsUser": 2000,
-                    "seccompProfile": {"type": "RuntimeDefault"},
-                },
-                "containers": [
-                    {
-                        "name": "vllm",
-                        "image": stage.engine,
-                        "command": ["python3", "-c", SCRIPT.read_text(), json.dumps(cases)],
-                        "env": [
-                            {"name": "HOME", "value": "/tmp"},
-                            {"name": "VLLM_LOGGING_LEVEL", "value": "ERROR"},
-                        ],
-                        "securityContext": {
-                            "allowPrivilegeEscalation": False,
-                            "capabilities": {"drop": ["ALL"]},
-                        },
-                    }
-                ],
-            },
-        }
-    )
-    try:
-        kubectl(
-            "wait", "pod/allocator", "--for=jsonpath={.status.phase}=Succeeded", "--timeout=120s"
-        )
-        answers: list[list[int]] = json.loads(kubectl("logs", "allocator").splitlines()[-1])
-    finally:
-        kubectl("delete", "pod/allocator", "--ignore-not-found", "--grace-period=0", "--force")
-    return answers
 
 
 def as_case(kinds: list[LayerKind], pool: Pool) -> JSON:

@@ -1,0 +1,227 @@
+"""The traffic that is wanted: which track gets which share, and where its engines are.
+
+It travels as JSON, so it is parsed strictly and judged before anything is made from it. Two
+judgements differ on purpose: :func:`parse_traffic` refuses what Envoy would refuse or route
+wrongly, at any time; :func:`refuse_shift` refuses to *move* a share to where nobody serves. A
+track that loses its engines later is a fact, not an order: it must reach Envoy.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from typing import Annotated
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
+
+from llmservice.api.admission import shape_violations
+from llmservice.api.rules import Violation
+
+TOTAL_WEIGHT = 10_000
+"""Weights are hundredths of a percent. The total never changes: it is the number of buckets that
+sessions are hashed into, and another number would deal all of them anew."""
+
+_STRICT = ConfigDict(extra="forbid", strict=True)
+_HEADER = r"^[a-z0-9][a-z0-9-]*$"
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63)]
+HeaderName = Annotated[str, Field(pattern=_HEADER, max_length=100)]
+CookieName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$", max_length=100)]
+Version = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$", max_length=100)]
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
+
+
+@with_config(_STRICT)
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One engine."""
+
+    address: str
+    """``IP:port``, an IPv6 address in brackets. Names are refused: Envoy takes only addresses."""
+    ready: bool
+
+    @property
+    def host(self) -> str:
+        """The IP address without brackets."""
+        return self.address.rpartition(":")[0].strip("[]")
+
+    @property
+    def port(self) -> int:
+        """The port."""
+        return int(self.address.rpartition(":")[2])
+
+
+@with_config(_STRICT)
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """What a track is handed at most, over all its engines.
+
+    Envoy answers 503 to the rest, also of a canary: what is too much for it is not moved to stable.
+    """
+
+    requests: Count
+    """Requests that run: engines times the sequences that each batches."""
+    queued: Count
+    """Requests that wait in Envoy for one of these to end."""
+
+
+@with_config(_STRICT)
+@dataclass(frozen=True, slots=True)
+class Track:
+    """One revision as traffic sees it."""
+
+    name: Name
+    weight: Annotated[int, Field(ge=0, le=TOTAL_WEIGHT)]
+    """Share in hundredths of a percent."""
+    capacity: Capacity
+    endpoints: tuple[Endpoint, ...] = ()
+
+    @property
+    def is_serving(self) -> bool:
+        """Whether an engine is ready."""
+        return any(endpoint.ready for endpoint in self.endpoints)
+
+
+@with_config(_STRICT)
+@dataclass(frozen=True, slots=True)
+class Affinity:
+    """What names a session: a request header, or a cookie that the application set."""
+
+    header: HeaderName | None = None
+    cookie: CookieName | None = None
+
+
+@with_config(_STRICT)
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds of a single request."""
+
+    body_bytes: Annotated[int, Field(ge=1024, le=256 << 20)] = 8 << 20
+    """Envoy keeps a request until its answer begins, to be able to try it again; above: 413."""
+
+
+@with_config(_STRICT)
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """All that a router of one service is told."""
+
+    version: Version
+    """Names this state; Envoy is asked for it to know whether it took effect."""
+    stable: Name
+    """The track that also answers what another one cannot."""
+    tracks: tuple[Track, ...]
+    affinity: Affinity | None = None
+    track_header: bool = False
+    """Whether a client may choose its track by a header. Otherwise the header is dropped."""
+    limits: Limits = field(default_factory=Limits)
+
+    def track(self, name: str) -> Track | None:
+        """The track of this name."""
+        return next((track for track in self.tracks if track.name == name), None)
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedTraffic:
+    """All that is wrong with a wanted traffic."""
+
+    violations: tuple[Violation, ...]
+
+    @property
+    def message(self) -> str:
+        """Every violation in one line."""
+        return "; ".join(str(violation) for violation in self.violations)
+
+
+_ADAPTER = TypeAdapter(Traffic)
+
+
+def parse_traffic(text: str | bytes) -> Traffic | RefusedTraffic:
+    """Read what :func:`format_traffic` wrote; anything else is refused with all its reasons."""
+    try:
+        traffic = _ADAPTER.validate_json(text)
+    except ValidationError as error:
+        return RefusedTraffic(tuple(shape_violations(error, "traffic")))
+    return check_traffic(traffic)
+
+
+def format_traffic(traffic: Traffic) -> str:
+    """The traffic as JSON; equal traffic gives equal text."""
+    return _ADAPTER.dump_json(traffic).decode()
+
+
+def check_traffic(traffic: Traffic) -> Traffic | RefusedTraffic:
+    """The traffic itself, if Envoy would carry it out as meant."""
+    violations = tuple(_violations(traffic))
+    return RefusedTraffic(violations) if violations else traffic
+
+
+def refuse_shift(before: Traffic | None, after: Traffic) -> RefusedTraffic | None:
+    """Refuse to raise a weight on a track that has no ready engine.
+
+    A router that starts (``before`` is None) takes what is in force, as long as anything serves:
+    it must not stay away because a canary is just dying.
+    """
+    if before is None:
+        if any(track.is_serving for track in after.tracks if track.weight):
+            return None
+        message = "no track with a weight has a ready engine"
+        return RefusedTraffic((Violation("traffic.tracks", message),))
+    violations = []
+    for index, track in enumerate(after.tracks):
+        old = before.track(track.name)
+        if track.weight > (old.weight if old else 0) and not track.is_serving:
+            message = f"{track.name} has no ready engine, so its weight cannot rise"
+            violations.append(Violation(f"traffic.tracks[{index}].weight", message))
+    return RefusedTraffic(tuple(violations)) if violations else None
+
+
+def _violations(traffic: Traffic) -> Iterator[Violation]:
+    yield from _check_weights(traffic)
+    for name, times in Counter(track.name for track in traffic.tracks).items():
+        if times > 1:
+            yield Violation("traffic.tracks", f"{name} is listed {times} times")
+    if traffic.track(traffic.stable) is None:
+        yield Violation("traffic.stable", f"no track is named {traffic.stable}")
+    if traffic.affinity is not None:
+        given = (traffic.affinity.header, traffic.affinity.cookie)
+        if given.count(None) != 1:
+            yield Violation("traffic.affinity", "give either header or cookie")
+    for index, track in enumerate(traffic.tracks):
+        yield from _check_endpoints(f"traffic.tracks[{index}].endpoints", track)
+
+
+def _check_weights(traffic: Traffic) -> Iterator[Violation]:
+    total = sum(track.weight for track in traffic.tracks)
+    shares = [track.name for track in traffic.tracks if track.weight]
+    if total == 0:
+        # Envoy keeps its old routes when it is told this, so nobody would notice.
+        yield Violation("traffic.tracks", "all weights are zero, so no request could go anywhere")
+    elif total != TOTAL_WEIGHT:
+        yield Violation("traffic.tracks", f"weights add up to {total}, not {TOTAL_WEIGHT}")
+    if len(shares) > 2 or (len(shares) == 2 and traffic.stable not in shares):  # noqa: PLR2004
+        # With a third one, raising a share would move sessions between the other two.
+        message = f"only {traffic.stable} and one other track may have a weight, not {shares}"
+        yield Violation("traffic.tracks", message)
+
+
+def _check_endpoints(path: str, track: Track) -> Iterator[Violation]:
+    for endpoint in track.endpoints:
+        if not _is_address(endpoint):
+            message = f"{endpoint.address!r} is not IP:port (an IPv6 address in brackets)"
+            yield Violation(path, message)
+    for address, times in Counter(endpoint.address for endpoint in track.endpoints).items():
+        if times > 1:
+            yield Violation(path, f"{address} is listed {times} times")
+
+
+def _is_address(endpoint: Endpoint) -> bool:
+    host, colon, port = endpoint.address.rpartition(":")
+    if "%" in host:  # a scope means something on one machine only
+        return False
+    if not colon or not (port.isascii() and port.isdigit() and 0 < int(port[:6]) < 1 << 16):
+        return False
+    try:
+        address = ip_address(endpoint.host)
+    except ValueError:
+        return False
+    return host == (f"[{address}]" if address.version == 6 else str(address))  # noqa: PLR2004

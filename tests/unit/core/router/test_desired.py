@@ -1,0 +1,184 @@
+"""Traffic that a router may be told, and what it may not."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmservice.core.router.desired import (
+    Affinity,
+    Capacity,
+    Endpoint,
+    Limits,
+    RefusedTraffic,
+    Track,
+    Traffic,
+    check_traffic,
+    format_traffic,
+    parse_traffic,
+    refuse_shift,
+)
+
+READY = Endpoint("10.0.0.1:8000", ready=True)
+NOT_READY = Endpoint("10.0.0.2:8000", ready=False)
+CAPACITY = Capacity(requests=256, queued=64)
+
+
+def a_track(name: str, weight: int, *endpoints: Endpoint) -> Track:
+    return Track(name, weight, CAPACITY, endpoints)
+
+
+def a_traffic(*tracks: Track, version: str = "v1") -> Traffic:
+    return Traffic(version, stable="stable", tracks=tracks)
+
+
+SPLIT = a_traffic(a_track("stable", 9_500, READY), a_track("canary", 500, NOT_READY))
+
+endpoints = st.builds(
+    Endpoint,
+    st.tuples(st.ip_addresses(v=4), st.integers(1, 65_535)).map(lambda at: f"{at[0]}:{at[1]}"),
+    ready=st.booleans(),
+)
+traffics = st.builds(
+    lambda version, weight, rest, **more: Traffic(
+        version,
+        "stable",
+        (a_track("stable", 10_000 - weight, *rest[0]), a_track("canary", weight, *rest[1])),
+        **more,
+    ),
+    st.from_regex(r"\A[a-z0-9.-]{1,20}\Z"),
+    st.integers(0, 10_000),
+    st.tuples(*[st.lists(endpoints, max_size=3, unique_by=lambda e: e.address)] * 2),
+    affinity=st.sampled_from([None, Affinity(header="x-user"), Affinity(cookie="Session_1")]),
+    track_header=st.booleans(),
+    limits=st.builds(Limits, st.integers(1024, 1 << 20)),
+)
+
+
+@given(traffics)
+def test_traffic_survives_the_way_through_json(traffic):
+    """What is parsed is what was formatted, and equal traffic gives equal text."""
+    text = format_traffic(traffic)
+
+    assert traffic == parse_traffic(text)
+    assert text == format_traffic(parse_traffic(text))
+
+
+@pytest.mark.parametrize(
+    ("traffic", "why"),
+    [
+        (a_traffic(a_track("stable", 0, READY)), "all weights are zero"),
+        (a_traffic(), "all weights are zero"),
+        (a_traffic(a_track("stable", 9_999, READY)), "weights add up to 9999, not 10000"),
+        (a_traffic(*[a_track("stable", 5_000, READY)] * 2), "stable is listed 2 times"),
+        (a_traffic(a_track("canary", 10_000, READY)), "no track is named stable"),
+        (
+            a_traffic(*(a_track(name, 2_500, READY) for name in ("stable", "a", "b", "c"))),
+            "only stable and one other track may have a weight",
+        ),
+        (
+            a_traffic(a_track("stable", 0), *(a_track(name, 5_000, READY) for name in "ab")),
+            "only stable and one other track may have a weight",
+        ),
+        (a_traffic(a_track("stable", 10_000, READY, READY)), "10.0.0.1:8000 is listed 2 times"),
+        (replace(SPLIT, affinity=Affinity()), "give either header or cookie"),
+        (replace(SPLIT, affinity=Affinity(header="a", cookie="b")), "either header or cookie"),
+    ],
+)
+def test_what_envoy_would_not_carry_out_is_refused(traffic, why):
+    """The message says what is wrong; a round trip through JSON does not lose it."""
+    for judged in (check_traffic(traffic), parse_traffic(format_traffic(traffic))):
+        assert isinstance(judged, RefusedTraffic)
+        assert why in judged.message
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("engine:8000", "10.0.0.1", "10.0.0.1:", "10.0.0.1:0", "10.0.0.1:65536", ":8000", ""),
+        *("10.0.0.1:80a", "10.0.0.1:٣", "10.0.0.256:80", "[10.0.0.1]:80", "::1:8000"),
+        *("[::1]", "[fe80::1%eth0]:80", "10.0.0.1:8000 ", "10.0.0.1:1111111111111111"),
+    ],
+)
+def test_an_address_that_envoy_cannot_use_is_refused(address):
+    """Only IP and port; what stands there is quoted."""
+    judged = check_traffic(a_traffic(a_track("stable", 10_000, Endpoint(address, ready=True))))
+
+    assert isinstance(judged, RefusedTraffic)
+    assert f"{address!r} is not IP:port" in judged.message
+
+
+def test_ipv6_is_an_address():
+    """In brackets; Envoy gets it without."""
+    endpoint = Endpoint("[2001:db8::1]:8000", ready=True)
+    traffic = a_traffic(a_track("stable", 10_000, endpoint))
+
+    assert traffic == check_traffic(traffic)
+    assert ("2001:db8::1", 8000) == (endpoint.host, endpoint.port)
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"version": "a b"}, "traffic.version"),
+        ({"version": None}, "traffic.version"),
+        ({"unknown": 1}, "traffic.unknown"),
+        ({"stable": "No"}, "traffic.stable"),
+        ({"track_header": "yes"}, "traffic.track_header"),
+        ({"limits": {"body_bytes": 0}}, "traffic.limits.body_bytes"),
+        ({"affinity": {"header": "X:"}}, "traffic.affinity.header"),
+        ({"tracks": 3}, "traffic.tracks"),
+    ],
+)
+def test_json_of_another_shape_is_refused(change, field):
+    """Strictly, and with the field's path."""
+    judged = parse_traffic(json.dumps(json.loads(format_traffic(SPLIT)) | change))
+
+    assert isinstance(judged, RefusedTraffic)
+    assert [field] == [violation.field for violation in judged.violations]
+
+
+@pytest.mark.parametrize("text", ["", "{", "null", "[]", b"\xff", '{"version": "v1"}'])
+def test_what_is_no_traffic_at_all_is_refused(text):
+    """Never an exception: it may come from anywhere."""
+    assert isinstance(parse_traffic(text), RefusedTraffic)
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_make_the_parser_raise(data):
+    """Whatever lies in a ConfigMap."""
+    parse_traffic(data)
+
+
+def test_a_weight_rises_only_where_an_engine_is_ready():
+    """A canary without ready engines may keep or lose its share, and not get more."""
+    more = a_traffic(a_track("stable", 9_000, READY), a_track("canary", 1_000, NOT_READY))
+    less = a_traffic(a_track("stable", 9_900, READY), a_track("canary", 100))
+
+    refused = refuse_shift(SPLIT, more)
+
+    assert refused is not None
+    assert refused.message == (
+        "traffic.tracks[1].weight: canary has no ready engine, so its weight cannot rise"
+    )
+    assert refuse_shift(SPLIT, SPLIT) is None
+    assert refuse_shift(SPLIT, less) is None
+
+
+def test_a_new_track_needs_a_ready_engine():
+    """It had no weight before."""
+    before = a_traffic(a_track("stable", 10_000, READY))
+
+    assert refuse_shift(before, SPLIT) is not None
+    ready = a_traffic(a_track("stable", 9_500, READY), a_track("canary", 500, READY))
+    assert refuse_shift(before, ready) is None
+
+
+def test_a_router_that_starts_takes_what_is_in_force():
+    """A dying canary does not keep it away from stable; with nothing to serve it waits."""
+    assert refuse_shift(None, SPLIT) is None
+    nothing = refuse_shift(None, a_traffic(a_track("stable", 10_000, NOT_READY)))
+    assert nothing is not None
+    assert "no track with a weight has a ready engine" in nothing.message
