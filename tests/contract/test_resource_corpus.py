@@ -5,14 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from hypothesis import HealthCheck, given, settings
 
 from e2e.cluster.api import RefusedError
 from e2e.cluster.control_plane import ControlPlane
 from e2e.cluster.progress import ClusterError
 from llmservice.api.admission import admission_violations
-from llmservice.cli.documents import load_documents
+from llmservice.cli.documents import dump_documents, load_documents
 from llmservice.cli.offline import render_document
 from tests.corpus.cases import Case, cases
 from tests.corpus.mutations import mutated_manifests
@@ -85,7 +84,7 @@ def test_rendered_children_are_accepted(
     children = render_document(document, restricted_namespace)
 
     said = control_plane.kubectl(
-        "apply", "--server-side", "--dry-run=server", "-f", "-", input=yaml.safe_dump_all(children)
+        "apply", "--server-side", "--dry-run=server", "-f", "-", input=dump_documents(children)
     )
     assert len(said.splitlines()) == len(children)
 

@@ -198,3 +198,22 @@ def _items(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield from (item for item in items if isinstance(item, dict))
     else:
         yield document
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what kubectl would read as something else than text: PyYAML leaves 1e3 bare."""
+
+
+def _quoted(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    patterns = (_NUMBER, _BOOL, _NULL, _NOT_FINITE)
+    style = "'" if any(pattern.match(text) for pattern in patterns) else None
+    return dumper.represent_scalar(f"{_TAG}str", text, style=style)
+
+
+_Dumper.add_representer(str, _quoted)
+
+
+def dump_documents(manifests: list[dict[str, Any]]) -> str:
+    """Manifests as YAML that kubectl reads as they are."""
+    dumped: str = yaml.dump_all(manifests, Dumper=_Dumper, sort_keys=False, width=100)
+    return dumped

@@ -7,11 +7,9 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
-import yaml
-
 from llmservice.api import names
 from llmservice.api.schema import crd_yaml
-from llmservice.cli.documents import DocumentError, load_documents
+from llmservice.cli.documents import DocumentError, dump_documents, load_documents
 from llmservice.core.observed import Manifest, Observed, ServiceKey, ServiceObject
 from llmservice.core.reconcile import desired_children
 from llmservice.core.validation import InvalidSpec, validate_document
@@ -88,7 +86,7 @@ def render(arguments: argparse.Namespace) -> int:
     if arguments.output == "json":
         print(json.dumps({"apiVersion": "v1", "kind": "List", "items": manifests}, indent=2))
     else:
-        print(yaml.safe_dump_all(manifests, sort_keys=False, width=100), end="")
+        print(dump_documents(manifests), end="")
     return 0
 
 

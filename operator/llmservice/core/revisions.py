@@ -48,8 +48,11 @@ def canonical_json(value: object) -> bytes:
 
 
 def content_hash(value: object, length: int = 16) -> str:
-    """Hash of a value's canonical JSON."""
-    return hashlib.sha256(canonical_json(value)).hexdigest()[:length]
+    """Hash of a value's canonical JSON: hexadecimal with g for e.
+
+    YAML 1.2 reads ``4339480e38`` as a number, and then it is no label value any more.
+    """
+    return hashlib.sha256(canonical_json(value)).hexdigest()[:length].replace("e", "g")
 
 
 def revision_hash(spec: LLMServiceSpec) -> str:

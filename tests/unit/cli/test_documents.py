@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmservice.cli.documents import MAX_BYTES, DocumentError, load_documents
+from llmservice.cli.documents import MAX_BYTES, DocumentError, dump_documents, load_documents
 from tests.unit.cli.scalars import SCALARS
 
 
@@ -107,3 +107,13 @@ def test_no_text_raises_anything_else(text: str, tmp_path_factory: pytest.TempPa
         documents = _load(tmp_path_factory.getbasetemp(), text)
 
     assert all(isinstance(document, dict) for document in documents)
+
+
+@pytest.mark.parametrize(
+    "text", ["4339480e38", "1e3", "0x1f", "y", "off", "~", "", ".5", "017", "1_000", ".inf", "a"]
+)
+def test_text_stays_text_for_kubectl(text: str, tmp_path: Path) -> None:
+    """A label's value may look like a number to one reader of YAML and not to another."""
+    manifests = [{"kind": "X", "labels": {"a": text}}]
+
+    assert manifests == _load(tmp_path, dump_documents(manifests))
