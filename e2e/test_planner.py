@@ -10,7 +10,8 @@ import pytest
 from e2e.kubectl import JSON
 from e2e.stage import Stage
 from llmservice.core.planner.kv_cache import CacheSettings, Pool, build_pool
-from llmservice.core.planner.model import Attention, Latent, LayerKind, ModelShape, Recurrent
+from llmservice.core.planner.model import Attention, Latent, LayerKind, Recurrent
+from tests.shapes import shape_of_layers
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
@@ -23,7 +24,7 @@ def test_allocator_agrees(stage: Stage) -> None:
     """Blocks and tokens of random models and settings, to the last one."""
     dice = random.Random(SEED)
     questions = [a_question(dice, STYLES[n % len(STYLES)]) for n in range(CASES)]
-    pools = [build_pool(a_shape(kinds), settings) for kinds, settings in questions]
+    pools = [build_pool(shape_of_layers(kinds), settings) for kinds, settings in questions]
     cases = [
         {**as_case(kinds, pool), "available": dice.randint(1, 80) * GIB}
         for (kinds, _), pool in zip(questions, pools, strict=True)
@@ -99,22 +100,3 @@ def a_question(dice: random.Random, style: str) -> tuple[list[LayerKind], CacheS
         hybrid=style == "recurrent" or dice.random() < 0.8,
     )
     return kinds, settings
-
-
-def a_shape(kinds: list[LayerKind]) -> ModelShape:
-    """A model of these layers; nothing else of it matters here."""
-    return ModelShape(
-        architecture="any",
-        kinds=tuple(kinds),
-        hidden=4096,
-        heads=64,
-        layers=80,
-        mlp_width=1,
-        vocabulary=1000,
-        max_length=262_144,
-        dtype_bytes=2,
-        tied=False,
-        experts=None,
-        quantization={},
-        multimodal=False,
-    )

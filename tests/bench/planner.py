@@ -20,7 +20,7 @@ from statistics import median
 from typing import Any
 
 from llmservice.core.planner.catalog import KnownModel, find_model
-from llmservice.core.planner.devices import Device, device_of_memory, find_device
+from llmservice.core.planner.devices import Device, find_device
 from llmservice.core.planner.outcome import (
     Infeasible,
     Outcome,
@@ -282,9 +282,11 @@ def _device(row: Row) -> Device | None:
         memory = float(said[1])
     if memory is None and (said := re.search(r"\(budget ([\d.]+) GiB at ([\d.]+)\)", row["gpu"])):
         memory = float(said[1]) / float(said[2])
-    if memory is not None:
-        return device_of_memory(name, int(memory * _GIB))
-    return find_device(name)
+    known = find_device(name)
+    if memory is None:
+        return known
+    total = int(memory * _GIB)
+    return replace(known, memory=total) if known else Device(name, total)
 
 
 def _version(row: Row) -> tuple[int, int] | None:

@@ -14,12 +14,10 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TextIO
 
+from llmservice.cli.offline import EXIT_INVALID, EXIT_USAGE
 from llmservice.core.autoscaling.engine import EngineModel, Request
 from llmservice.core.autoscaling.peers import POLICIES, fresh_policy
 from llmservice.core.autoscaling.simulation import Queueing, Result, Scenario, simulate
-
-EXIT_BAD_TRACE = 1
-EXIT_USAGE = 2
 
 _ARRIVAL, _PROMPT, _OUTPUT = _COLUMNS = ("arrival_seconds", "prompt_tokens", "output_tokens")
 _LONGEST = 31 * 24 * 3600
@@ -80,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
         requests = _read(arguments.trace, scenario.engine)
     except TraceError as error:
         print(f"{arguments.trace}: {error}", file=sys.stderr)
-        return EXIT_BAD_TRACE
+        return EXIT_INVALID
     results = _simulated(requests, dict.fromkeys(arguments.policy or POLICIES), scenario)
     if arguments.output == "json":
         for name, result in results:

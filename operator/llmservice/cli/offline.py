@@ -17,7 +17,8 @@ from llmservice.core.validation import InvalidSpec, validate_document
 RENDER_UID = "00000000-0000-0000-0000-000000000000"
 """Stands for the uid that the API server will give the LLMService."""
 
-EXIT_INVALID = 1
+EXIT_INVALID, EXIT_USAGE = 1, 2
+"""Of every command: the input cannot be used; the command line cannot."""
 
 
 def crds(_: argparse.Namespace) -> int:

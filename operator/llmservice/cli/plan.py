@@ -21,7 +21,7 @@ from llmservice.api.admission import admission_violations
 from llmservice.api.rules import Violation
 from llmservice.cli.bar import draw
 from llmservice.cli.documents import DocumentError, load_documents
-from llmservice.cli.offline import EXIT_INVALID, service_name
+from llmservice.cli.offline import EXIT_INVALID, EXIT_USAGE, service_name
 from llmservice.core.flags import supported_versions
 from llmservice.core.observed import Manifest
 from llmservice.core.planner.catalog import find_model, known_models, model_from_config
@@ -40,8 +40,6 @@ from llmservice.core.planner.plan import plan
 from llmservice.core.planner.rationale import gib
 from llmservice.core.planning import find_spec_device, plan_request, plan_status
 from llmservice.core.validation import InvalidSpec, ValidSpec, is_refused, validate_spec
-
-EXIT_USAGE = 2
 
 _COLUMNS = 100
 _CONFIG = "config.json"
@@ -297,9 +295,7 @@ def _compare(subject: _Subject, valid: ValidSpec, output: str) -> int:
 
 
 def _devices(outcome: Outcome) -> int:
-    if not isinstance(outcome, Plan):
-        return 0
-    return outcome.knobs.tensor * outcome.knobs.pipeline * outcome.knobs.data
+    return outcome.knobs.devices if isinstance(outcome, Plan) else 0
 
 
 def _table(name: str, rows: list[tuple[Device, Outcome]]) -> Iterator[str]:
@@ -321,7 +317,7 @@ def _table(name: str, rows: list[tuple[Device, Outcome]]) -> Iterator[str]:
 def _cells(planned: Plan) -> str:
     knobs, capacity = planned.knobs, planned.capacity
     cells = (
-        f"{knobs.tensor:>6} {_devices(planned):>7} {knobs.max_model_len:>9,}"
+        f"{knobs.tensor:>6} {knobs.devices:>7} {knobs.max_model_len:>9,}"
         f" {capacity.tokens:>11,} {capacity.concurrency:>8.1f}"
     )
     return cells if planned.verdict is Verdict.Fits else f"{cells} may not start"

@@ -13,7 +13,7 @@ from llmservice.api.v1alpha1 import CPU_RESOURCE, EngineSpec, LLMServiceSpec, Pa
 from llmservice.core.extra_args import flag_values
 from llmservice.core.flags import flag_table, version_order
 from llmservice.core.planner.catalog import KnownModel, find_model, model_from_config
-from llmservice.core.planner.devices import Device, device_of_memory, find_device
+from llmservice.core.planner.devices import Device, find_device
 from llmservice.core.planner.model import MAX_VALUE
 from llmservice.core.planner.outcome import (
     Infeasible,
@@ -27,12 +27,7 @@ from llmservice.core.planner.outcome import (
 )
 from llmservice.core.planner.plan import LATENCY_SEQUENCES, plan
 from llmservice.core.planner.rationale import gib
-from llmservice.core.planner.weights import (
-    Ranks,
-    UnknownQuantizationError,
-    quantization_of,
-    weights_per_device,
-)
+from llmservice.core.planner.weights import Ranks, UnknownQuantizationError, weights_of
 from llmservice.core.quantities import parse_bytes
 
 _GIB = 1 << 30
@@ -119,8 +114,8 @@ def find_spec_device(spec: LLMServiceSpec) -> Device | None:
     memory = int(parse_bytes(accelerator.memory) * _VISIBLE_SHARE)
     if known is not None:
         # A slice has less than its product; more is what the data sheet says, not what there is.
-        return device_of_memory(known.name, min(memory, known.memory))
-    return device_of_memory(accelerator.product or f"{gib(memory)} device", min(memory, MAX_VALUE))
+        return replace(known, memory=min(memory, known.memory))
+    return Device(accelerator.product or f"{gib(memory)} device", min(memory, MAX_VALUE))
 
 
 def running_spec(spec: LLMServiceSpec, outcome: Outcome, minor: str) -> LLMServiceSpec:
@@ -168,12 +163,9 @@ def plan_status(outcome: Outcome) -> dict[str, Any]:
 
 def _without_device(model: KnownModel) -> Unplanned:
     try:
-        how = quantization_of(model.shape, model.quantization)
+        weights = weights_of(model, Ranks())
     except UnknownQuantizationError as error:
         return Unplanned(str(error))
-    weights = model.weights or weights_per_device(
-        model.shape, Ranks(), how, parameters=model.parameters
-    )
     return Unplanned(
         f"{model.id} has {gib(weights)} of weights; whether they fit is not known without the"
         " device: set spec.accelerator.product to a known one, or spec.accelerator.memory"

@@ -4,11 +4,12 @@ A model is found by its hub id, or by its name without the words that say how it
 (``someone/Llama-3.1-8B-Instruct-AWQ``): the shape is the same, the weights are smaller.
 """
 
+import json
 import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from importlib.resources import files
 from typing import Any
 
@@ -71,7 +72,13 @@ def model_from_config(model_id: str, config: Mapping[str, Any]) -> KnownModel:
     Raises:
         UnreadableConfigError: the config does not say enough.
     """
-    return KnownModel(model_id, read_model(config), "config.json")
+    return KnownModel(model_id, _read(json.dumps(config, sort_keys=True)), "config.json")
+
+
+@lru_cache(maxsize=1024)
+def _read(config: str) -> ModelShape:
+    """Equal configs are one shape, whose plan is found again: a service is planned at each look."""
+    return read_model(json.loads(config))
 
 
 @cache

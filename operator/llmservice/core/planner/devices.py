@@ -3,7 +3,7 @@
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -26,18 +26,11 @@ class Device:
     """Has matrix units for fp8."""
     unified: bool = False
     """Its memory is the host's too, so what is free depends on everything else that runs."""
-    bandwidth: int = 0
-    """Memory bandwidth in GB/s; 0 for unknown."""
 
     @property
     def is_slice(self) -> bool:
         """A MIG slice: two of them cannot talk to each other."""
         return "-mig-" in self.name.lower()
-
-    @property
-    def gib(self) -> float:
-        """``memory`` in GiB."""
-        return self.memory / _GIB
 
 
 def find_device(product: str) -> Device | None:
@@ -52,12 +45,6 @@ def find_device(product: str) -> Device | None:
     short = _CAPACITY.sub("", plain)
     names = (exact, plain, short, f"rtx-{short}")
     return next((device for name in names if (device := _by_name().get(name))), None)
-
-
-def device_of_memory(name: str, memory: int) -> Device:
-    """A device of which only the memory is known, or one whose memory the user knows better."""
-    known = find_device(name)
-    return replace(known, memory=memory) if known else Device(name, memory)
 
 
 @cache
@@ -75,7 +62,6 @@ def _device(row: Mapping[str, Any]) -> Device:
         compute_capability=capability,
         fp8=row.get("fp8", False),
         unified=row.get("unified", False),
-        bandwidth=row.get("bandwidth_gb_s", 0),
     )
 
 

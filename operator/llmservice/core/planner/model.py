@@ -108,7 +108,6 @@ class ModelShape:
     Compared by identity, so that a plan made from it can be looked up again.
     """
 
-    architecture: str
     kinds: tuple[LayerKind, ...]
     """Every layer's cache, like with like; layers that share another layer's cache are not in."""
     hidden: int
@@ -149,11 +148,6 @@ class ModelShape:
         """Whether layers differ in how their cache grows."""
         return len({_growth(kind) for kind in self.kinds}) > 1
 
-    @cached_property
-    def is_recurrent(self) -> bool:
-        """Whether some layers keep a state of fixed size."""
-        return any(isinstance(kind, Recurrent) for kind in self.kinds)
-
 
 def _growth(kind: LayerKind) -> tuple[str, int | None, int | None]:
     if isinstance(kind, Attention):
@@ -190,11 +184,8 @@ class _Reader:
         if layers > _MAX_LAYERS:
             raise UnreadableConfigError(f"num_hidden_layers is {layers}: no model is that deep")
         hidden = self.count("hidden_size", "n_embd", "d_model", "model_dim")
-        architectures = self.root.get("architectures")
-        names = [str(name) for name in architectures] if _is_list(architectures) else []
         experts = self.experts(layers)
         return ModelShape(
-            architecture=names[0] if names else str(self.text.get("model_type") or "unknown"),
             kinds=tuple(self.kinds(layers)),
             hidden=hidden,
             heads=self.heads,

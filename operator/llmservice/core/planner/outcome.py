@@ -91,6 +91,11 @@ class Knobs:
     gpu_memory_utilization: float
     kv_cache_dtype: str
 
+    @property
+    def devices(self) -> int:
+        """Devices of one replica."""
+        return self.tensor * self.pipeline * self.data
+
 
 @dataclass(frozen=True, slots=True)
 class Memory:

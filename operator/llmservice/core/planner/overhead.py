@@ -40,8 +40,17 @@ class Range:
     expected: int
     high: int
 
+    @classmethod
+    def exactly(cls, size: int) -> "Range":
+        """No doubt about it."""
+        return cls(size, size, size)
+
     def __add__(self, other: "Range") -> "Range":
         return Range(self.low + other.low, self.expected + other.expected, self.high + other.high)
+
+    def left_of(self, size: int) -> "Range":
+        """What it leaves of ``size`` bytes."""
+        return Range(size - self.high, size - self.expected, size - self.low)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,12 +135,12 @@ def _activations(
 
 def _graphs(shape: ModelShape, ranks: Ranks, load: Load, version: Version) -> Range:
     counted = version >= _GRAPHS_COUNTED_SINCE
-    return _graph_bytes(shape, ranks, load) if counted else Range(0, 0, 0)
+    return _graph_bytes(shape, ranks, load) if counted else Range.exactly(0)
 
 
 def _graph_bytes(shape: ModelShape, ranks: Ranks, load: Load) -> Range:
     if load.eager:
-        return Range(0, 0, 0)
+        return Range.exactly(0)
     expected = shape.layers // ranks.pipeline * _GRAPH_BYTES_PER_LAYER
     return Range(expected // 4, expected, 2 * expected)
 

@@ -11,7 +11,6 @@ from functools import lru_cache
 from typing import Any
 
 from llmservice.core.planner import rationale
-from llmservice.core.planner.catalog import KnownModel
 from llmservice.core.planner.defaults import Defaults, engine_defaults, unloadable
 from llmservice.core.planner.devices import Device
 from llmservice.core.planner.kv_cache import (
@@ -39,7 +38,7 @@ from llmservice.core.planner.weights import (
     Ranks,
     UnknownQuantizationError,
     quantization_of,
-    weights_per_device,
+    weights_of,
 )
 
 LATENCY_SEQUENCES = 64
@@ -260,32 +259,23 @@ class _Planner:
         beside = overhead(self.shape, somewhere, ranks, load, request.version)
         given, span = request.kv_cache_memory_bytes, beside.total
         if device is None:
-            size = given or 0
-            return Memory(None, None, weights, beside, Range(size, size, size), Range(0, 0, 0))
+            kv_cache, spare = Range.exactly(given or 0), Range.exactly(0)
+            return Memory(None, None, weights, beside, kv_cache, spare)
         if given is not None:
-            room = device.memory - weights - given
-            spare = Range(room - span.high, room - span.expected, room - span.low)
-            return Memory(device.memory, None, weights, beside, Range(given, given, given), spare)
+            spare = span.left_of(device.memory - weights - given)
+            return Memory(device.memory, None, weights, beside, Range.exactly(given), spare)
         budget = int(device.memory * knobs.gpu_memory_utilization)
-        left, outside = budget - weights, device.memory - budget
-        kv_cache = Range(left - span.high, left - span.expected, left - span.low)
+        outside = device.memory - budget
+        kv_cache = span.left_of(budget - weights)
         spare = Range(outside - beside.outside, outside, outside)
         return Memory(device.memory, budget, weights, beside, kv_cache, spare)
 
     def weights(self, ranks: Ranks) -> int:
-        model, draft = self.request.model, self.draft()
-        known = model.parameters
-        weights = weights_per_device(self.shape, ranks, self.quantization, parameters=known)
-        if model.weights is not None:  # measured on one device; the rest is proportion
-            whole = weights_per_device(self.shape, Ranks(), self.quantization, parameters=known)
-            weights = weights * model.weights // max(1, whole)
-        if draft is not None:
-            how = quantization_of(draft.shape, draft.quantization)
-            weights += weights_per_device(draft.shape, ranks, how, parameters=draft.parameters)
+        weights = weights_of(self.request.model, ranks, self.quantization)
+        speculation = self.request.speculation
+        if speculation is not None and speculation.draft is not None:
+            weights += weights_of(speculation.draft, ranks)
         return weights
-
-    def draft(self) -> KnownModel | None:
-        return self.request.speculation.draft if self.request.speculation else None
 
     def draft_layers(self) -> tuple[LayerKind, ...]:
         """Layers that a draft adds to the cache; a head has one like the target's."""

@@ -19,7 +19,7 @@ def gib(count: int) -> str:
 def where(request: Request, knobs: Knobs) -> str:
     """The devices of one replica."""
     name = request.device.name if request.device else "CPU"
-    return f"{knobs.tensor * knobs.pipeline * knobs.data} x {name}"
+    return f"{knobs.devices} x {name}"
 
 
 def summary(request: Request, knobs: Knobs, memory: Memory, capacity: Capacity) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from llmservice.core.planner.catalog import KnownModel
 from llmservice.core.planner.model import Attention, Cross, Latent, ModelShape, Recurrent
 
 _SCALE_BYTES = 2
@@ -118,6 +119,26 @@ def _packing(config: Mapping[str, Any]) -> tuple[int, int]:
 
 def _small(value: object) -> int:
     return value if isinstance(value, int) and 0 < value <= _MAX_GROUP else 0
+
+
+def weights_of(model: KnownModel, ranks: Ranks, quantization: Quantization | None = None) -> int:
+    """Bytes of a known model's weights on the fullest device.
+
+    Args:
+        model: with what is published of its parameters, or was measured of its weights.
+        ranks: how it is spread.
+        quantization: how it is stored, where that is not the model's own.
+
+    Raises:
+        UnknownQuantizationError: nothing is known of the model's own.
+    """
+    how = quantization or quantization_of(model.shape, model.quantization)
+    weights = weights_per_device(model.shape, ranks, how, parameters=model.parameters)
+    if model.weights is None:
+        return weights
+    # Measured on one device; the rest is proportion.
+    whole = weights_per_device(model.shape, Ranks(), how, parameters=model.parameters)
+    return weights * model.weights // max(1, whole)
 
 
 def weights_per_device(

@@ -8,30 +8,13 @@ from llmservice.core.planner.kv_cache import (
     build_pool,
     bytes_per_token,
 )
-from llmservice.core.planner.model import Attention, Latent, ModelShape, Recurrent, read_model
+from llmservice.core.planner.model import Attention, Latent, Recurrent, read_model
+from tests.shapes import shape_of_layers
 
 GIB = 1 << 30
 LLAMA = [Attention(32, 8, 128, 128)]
 GEMMA = [Attention(10, 16, 128, 128), Attention(52, 16, 128, 128, window=1024)]
 GPT_OSS = [Attention(18, 8, 64, 64), Attention(18, 8, 64, 64, window=128)]
-
-
-def a_shape(kinds):
-    return ModelShape(
-        architecture="any",
-        kinds=tuple(kinds),
-        hidden=4096,
-        heads=32,
-        layers=sum(kind.layers for kind in kinds),
-        mlp_width=14336,
-        vocabulary=128256,
-        max_length=131072,
-        dtype_bytes=2,
-        tied=False,
-        experts=None,
-        quantization={},
-        multimodal=False,
-    )
 
 
 def gated_delta_net(layers, value_heads):
@@ -64,7 +47,7 @@ ALLOCATOR = [
 def test_allocates_as_vllm(kinds, available, settings, blocks, tokens):
     """Blocks and tokens are those of the real allocator."""
     told = {"max_length": 131072, "batched_tokens": 8192, **settings}
-    capacity = build_pool(a_shape(kinds), CacheSettings(**told)).capacity(available)
+    capacity = build_pool(shape_of_layers(kinds), CacheSettings(**told)).capacity(available)
 
     assert (blocks, tokens) == (capacity.blocks, capacity.tokens)
 
@@ -90,7 +73,7 @@ def test_recurrent_layers_as_logged(gib, value_heads, settings, tokens):
     kinds = [Attention(16 + drafts, 4, 256, 256), gated_delta_net(48, value_heads)]
     told = CacheSettings(batched_tokens=2048, dtype="fp8", **settings)
 
-    assert tokens == build_pool(a_shape(kinds), told).capacity(int(gib * GIB)).tokens
+    assert tokens == build_pool(shape_of_layers(kinds), told).capacity(int(gib * GIB)).tokens
 
 
 def test_asynchronous_scheduling_costs_windows():
@@ -98,14 +81,14 @@ def test_asynchronous_scheduling_costs_windows():
     one = CacheSettings(max_length=131072, batched_tokens=8192)
     two = CacheSettings(max_length=131072, batched_tokens=8192, batches_in_flight=2)
 
-    assert 1.41 == round(build_pool(a_shape(GEMMA), one).capacity(20 * GIB).concurrency, 2)
-    assert 1.11 == round(build_pool(a_shape(GEMMA), two).capacity(20 * GIB).concurrency, 2)
+    assert 1.41 == round(build_pool(shape_of_layers(GEMMA), one).capacity(20 * GIB).concurrency, 2)
+    assert 1.11 == round(build_pool(shape_of_layers(GEMMA), two).capacity(20 * GIB).concurrency, 2)
 
 
 def test_without_the_hybrid_manager_windows_cost_like_full_layers():
     """One group of all layers."""
     told = CacheSettings(max_length=131072, batched_tokens=8192, hybrid=False)
-    capacity = build_pool(a_shape(GEMMA), told).capacity(20 * GIB)
+    capacity = build_pool(shape_of_layers(GEMMA), told).capacity(20 * GIB)
 
     assert 20 * GIB // (62 * 16 * 16 * 256 * 2) == capacity.blocks
 
@@ -135,7 +118,7 @@ def test_bytes_per_token(model, settings, size, shape_of):
 
 def test_longest_request_is_the_edge():
     """One token more does not fit, one less does."""
-    pool = build_pool(a_shape(LLAMA), CacheSettings(max_length=131072, batched_tokens=2048))
+    pool = build_pool(shape_of_layers(LLAMA), CacheSettings(max_length=131072, batched_tokens=2048))
     longest = pool.longest_request(GIB)
 
     assert pool.request_bytes(longest) <= GIB < pool.request_bytes(longest + 1)
@@ -143,7 +126,7 @@ def test_longest_request_is_the_edge():
 
 def test_no_memory_is_no_request():
     """Less than nothing holds nothing."""
-    pool = build_pool(a_shape(LLAMA), CacheSettings(max_length=4096, batched_tokens=2048))
+    pool = build_pool(shape_of_layers(LLAMA), CacheSettings(max_length=4096, batched_tokens=2048))
 
     assert 0 == pool.longest_request(-1) == pool.capacity(-1).tokens
 
@@ -153,7 +136,7 @@ def test_unknown_dtype_is_said():
     told = CacheSettings(max_length=4096, batched_tokens=2048, dtype="turboquant_3bit_nc")
 
     with pytest.raises(UnknownCacheDtypeError, match="turboquant_3bit_nc"):
-        build_pool(a_shape(LLAMA), told)
+        build_pool(shape_of_layers(LLAMA), told)
 
 
 def test_shared_layers_have_no_cache():
