@@ -44,12 +44,13 @@ fmt: setup ## Format and mend what the linter can
 
 .PHONY: unit
 unit: setup ## Pure tests
-	@$(RUN) pytest -q -m "not contract and not e2e" tests
+	@$(RUN) pytest -q -m "not contract and not e2e and not integrations" tests
 
 .PHONY: generate
-generate: setup ## Rewrite what is generated: CRD, chart copies
+generate: setup ## Rewrite what is generated: CRD, chart copies, blocks of the documentation
 	@$(RUN) llmservice crds > crds/llmservices.llmservice.dev.yaml
 	@$(RUN) python -m tests.chart.generate
+	@$(RUN) python -m tests.docs.generate
 
 .PHONY: flags
 flags: setup ## Rewrite the flag table from vLLM wheels: make flags WHEELS=folder
@@ -71,6 +72,11 @@ binaries: ## Kubernetes and friends, built once from their Go modules into the c
 .PHONY: contract
 contract: setup binaries ## Tests against a real kube-apiserver with its controllers
 	@$(RUN) pytest -q -m contract tests
+
+.PHONY: test-integrations
+test-integrations: setup binaries ## Tests against other projects' programs (Envoy Gateway), built once
+	@$(RUN) python -m e2e.cluster.envoy_gateway
+	@$(RUN) pytest -q -m integrations tests
 
 .PHONY: e2e
 e2e: setup ## Tests on a real cluster with the chart installed and real vLLM pods
@@ -99,6 +105,10 @@ bench-judge: setup ## How often the judge of canaries errs: the table of docs/ro
 .PHONY: bench-autoscale
 bench-autoscale: setup ## Autoscaling policies on generated traces: the table of docs/autoscaling.md
 	@$(RUN) python -m tests.bench.autoscale
+
+.PHONY: bench-router
+bench-router: setup ## What a router costs, with a real Envoy: the figures of docs/performance.md
+	@$(RUN) python -m tests.bench.router
 
 .PHONY: clean-cache
 clean-cache: demo-down ## Remove binaries, images and environments from the user cache

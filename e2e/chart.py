@@ -14,12 +14,13 @@ _OURS = {"llmservice.dev/made-by": "e2e"}
 _WAIT = "--timeout=120s"
 
 
-def install(kubectl: Kubectl, image: str) -> None:
+def install(kubectl: Kubectl, operator: str, router: str) -> None:
     """Install or upgrade the release; returns when the operator's pods are ready.
 
     Args:
         kubectl: the cluster.
-        image: the operator's image with its tag, as the nodes know it.
+        operator: the operator's image with its tag, as the nodes know it.
+        router: the same of the router's image.
     """
     found = kubectl.find(f"namespace/{NAMESPACE}")
     if found is not None and not _is_ours(found):
@@ -30,17 +31,18 @@ def install(kubectl: Kubectl, image: str) -> None:
     kubectl.apply(restricted_namespace(NAMESPACE))
     there = kubectl.within(NAMESPACE)
     try:
-        _upgrade(there, image)
+        _upgrade(there, {"image": operator, "router.image": router})
     except ClusterError as error:
         raise ClusterError(f"{error}\n{describe_operator(there)}") from error
 
 
-def _upgrade(kubectl: Kubectl, image: str) -> None:
-    repository, _, tag = image.rpartition(":")
-    kubectl.call_helm(
-        *("upgrade", "--install", RELEASE, str(CHART), "--wait", _WAIT),
-        *(f"--set-string=image.repository={repository}", f"--set-string=image.tag={tag}"),
-    )
+def _upgrade(kubectl: Kubectl, images: dict[str, str]) -> None:
+    settings: list[str] = []
+    for value, image in images.items():
+        repository, _, tag = image.rpartition(":")
+        settings += [f"--set-string={value}.repository={repository}"]
+        settings += [f"--set-string={value}.tag={tag}"]
+    kubectl.call_helm("upgrade", "--install", RELEASE, str(CHART), "--wait", _WAIT, *settings)
 
 
 def describe_operator(kubectl: Kubectl) -> str:

@@ -5,9 +5,10 @@ the tests started or made is gone after them, failed or not. Both namespaces enf
 Pod Security Standard, so every test also proves that our pods need no more.
 """
 
+import json
 import os
 import shutil
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 
 import pytest
@@ -52,9 +53,10 @@ def _runs(cluster: Cluster) -> bool:
 def stage(cluster: Cluster) -> Iterator[Stage]:
     """The chart installed, and a namespace of the tests' own."""
     operator, engine = cluster.load("operator"), cluster.load("vllm-cpu")
+    router = cluster.load("router")
     kubectl = connect(cluster).within(f"e2e-{os.getpid()}")
     found_installed = kubectl.within(chart.NAMESPACE).find(chart.OPERATOR) is not None
-    chart.install(kubectl, operator)
+    chart.install(kubectl, operator, router)
     kubectl.apply(chart.restricted_namespace(kubectl.namespace))
     try:
         with reach(cluster, kubectl) as gate:
@@ -81,6 +83,31 @@ def make(stage: Stage) -> Iterator[Make]:
     for name in made:
         stage.kubectl("delete", f"llmservice/{name}", "--ignore-not-found")
         stage.kill_pods(name)
+
+
+# Nobody else's, so nothing else on the cluster can be scheduled by it.
+_DEVICE = "e2e.llmservice.dev/device"
+
+
+@pytest.fixture
+def devices(stage: Stage) -> Iterator[Callable[[int], str]]:
+    """Have one node claim so many devices; the scheduler and the kubelet believe it."""
+    node = stage.kubectl.items("nodes")[0]["metadata"]["name"]
+    path = "/status/capacity/" + _DEVICE.replace("/", "~1")
+
+    def patch(*operations: dict[str, str]) -> None:
+        words = ("patch", "node", node, "--subresource=status", "--type=json")
+        stage.kubectl(*words, f"--patch={json.dumps(operations)}")
+
+    def claim(count: int) -> str:
+        patch({"op": "add", "path": path, "value": str(count)})
+        return _DEVICE
+
+    yield claim
+    patch(
+        {"op": "remove", "path": path},
+        {"op": "remove", "path": path.replace("capacity", "allocatable")},
+    )
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""`python3 -m e2e.demo`: from nothing to a served completion and a rollout, then what to look at.
+"""`python3 -m e2e.demo`: from nothing to a completion, a promoted canary and one turned down.
 
 Whatever is slow is reused: a running cluster, images, an installed chart, a running service. So a
 second run takes a minute. `python3 -m e2e.demo down` ends it all. Needs only Python.
@@ -8,8 +8,18 @@ import argparse
 import shlex
 import sys
 import time
+from collections.abc import Callable
 
 from e2e import chart
+from e2e.canaries import (
+    PROMPT,
+    WRONG_KNOB,
+    is_aborted,
+    is_promoted,
+    is_routed,
+    rollout_of,
+    shortened,
+)
 from e2e.cluster.current import CurrentCluster
 from e2e.cluster.paths import REPOSITORY
 from e2e.cluster.progress import ClusterError, say, step
@@ -25,8 +35,10 @@ _EXAMPLE_IMAGE = "localhost/llmservice/vllm-cpu:v0.32.0"
 _KNOB = "maxNumSeqs"
 _KNOB_VALUES = (16, 32)
 _PROMPT = "Say something."
+_STEPS = [{"weight": 20}, {"weight": 50}]
+_ROLLOUT: JSON = shortened("canary-fast.yaml")["rollout"] | {"steps": _STEPS}
 _READY_SECONDS = 300
-_DRAIN_SECONDS = 90
+_ROLLOUT_SECONDS = 400
 
 
 def main() -> int:
@@ -46,14 +58,15 @@ def up(cluster: Cluster) -> None:
     """Everything, in the order in which a newcomer would do it by hand."""
     cluster.up()
     operator, engine = cluster.load("operator"), cluster.load("vllm-cpu")
+    router = cluster.load("router")
     kubectl = connect(cluster).within(NAMESPACE)
     with step("installing the chart"):
-        chart.install(kubectl, operator)
+        chart.install(kubectl, operator, router)
     _serve(kubectl, engine)
     with reach(cluster, kubectl) as gate:
         url = gate.url(NAMESPACE, NAME)
         _ask(url)
-        _edit(kubectl, url)
+        _canaries(kubectl, url)
         _ask(url)
     _explain(kubectl)
 
@@ -98,32 +111,44 @@ def _ask(url: str) -> None:
     print("  (a real answer of vLLM; the weights are random, so it means nothing)\n", flush=True)
 
 
-def _edit(kubectl: Kubectl, url: str) -> None:
-    """Change a knob under load and follow the rollout until the last old pod is gone."""
+def _canaries(kubectl: Kubectl, url: str) -> None:
+    """A good knob is promoted and a wrong one is turned down, while clients go on asking."""
+    say("switching to canary rollouts: two routers come up before the engines")
+    kubectl.patch(f"llmservice/{NAME}", {"spec": {"rollout": _ROLLOUT}})
+    service = follow(kubectl, NAME, is_routed, seconds=_READY_SECONDS, may_stall=True)
+    stable = service["status"]["stableRevision"]
     low, high = _KNOB_VALUES
-    value = high if _knob(kubectl.get(f"llmservice/{NAME}")) == low else low
-    change = {"spec": {"engine": {_KNOB: value}}}
-    say(f"editing {_KNOB} to {value} while two clients go on asking")
-    with Load(url, NAME) as load:
-        kubectl.patch(f"llmservice/{NAME}", change)
-
-        def remark() -> str:
-            return f" | {len(load.answers)} requests answered, {len(load.failures)} failed"
-
-        service = follow(kubectl, NAME, is_settled, seconds=_READY_SECONDS, remark=remark)
-        say("  the last pod of the old revision finishes its requests and stops")
-        _await_drain(kubectl, service["status"]["stableRevision"])
-    say(f"rolled out{remark()}")
-    for failure in load.failures[:5]:
-        say(f"  failed: {failure.text}")
+    value = high if _knob(service) == low else low
+    say(f"editing {_KNOB} to {value} while five clients go on asking")
+    service = _under_load(kubectl, url, {_KNOB: value}, is_promoted(stable))
     arguments = service["status"]["engine"]["arguments"]
-    say(f"the engine runs with: vllm serve {shlex.join(arguments)}")
+    say(f"promoted; the engine runs with: vllm serve {shlex.join(arguments)}")
+    say("now a wrong knob: the engine turns away what it could keep waiting")
+    service = _under_load(kubectl, url, WRONG_KNOB, is_aborted)
+    say(f"turned down: {rollout_of(service)['message']}")
+    say("going back to the words of the stable revision")
+    kubectl.patch(f"llmservice/{NAME}", {"spec": {"engine": dict.fromkeys(WRONG_KNOB)}})
+    follow(kubectl, NAME, is_settled, seconds=_READY_SECONDS, may_stall=True)
 
 
-def _await_drain(kubectl: Kubectl, revision: str) -> None:
-    selector = f"llmservice.dev/service={NAME},llmservice.dev/revision!={revision}"
-    wait = ("wait", "pods", "--for=delete", f"--timeout={_DRAIN_SECONDS}s")
-    kubectl(*wait, f"--selector={selector}")
+def _under_load(kubectl: Kubectl, url: str, engine: JSON, done: Callable[[JSON], bool]) -> JSON:
+    """Change knobs under load and follow the rollout to its end."""
+    short = Load(url, NAME, clients=4, tokens=4, prompt=PROMPT, limit_seconds=_ROLLOUT_SECONDS)
+    long = Load(url, NAME, clients=1, tokens=600, limit_seconds=_ROLLOUT_SECONDS)
+
+    def remark() -> str:
+        answered = len(short.answers) + len(long.answers)
+        return f" | {answered} answered, {len(short.failures) + len(long.failures)} failed"
+
+    with short, long:
+        kubectl.patch(f"llmservice/{NAME}", {"spec": {"engine": engine}})
+        service = follow(
+            kubectl, NAME, done, seconds=_ROLLOUT_SECONDS, remark=remark, may_stall=True
+        )
+    say(f"requests over this rollout, long streams among them{remark()}")
+    for failure in [*short.failures, *long.failures][:5]:
+        say(f"  failed: {failure.text}")
+    return service
 
 
 def _explain(kubectl: Kubectl) -> None:
@@ -132,7 +157,7 @@ def _explain(kubectl: Kubectl) -> None:
         f"\nLook around:\n"
         f"  alias k='{command}'\n"
         f"  k get llm                      # the service; `-o wide` says more\n"
-        f"  k describe llm {NAME}            # conditions and events\n"
+        f"  k describe llm {NAME}            # conditions, and what each rollout decided and why\n"
         f"  k get all,controllerrevisions  # what the operator made of it\n"
         f'  k patch llm {NAME} --type merge -p \'{{"spec":{{"replicas":2}}}}\'\n'
         f"  k explain llm.spec.engine      # every knob\n"

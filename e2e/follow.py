@@ -57,7 +57,11 @@ def describe(service: JSON) -> str:
         f"revision {r['number']} ({r['hash']}) {r['readyReplicas']}/{r['replicas']} ready"
         for r in status.get("revisions", ())
     )
-    words = (status.get("phase", "-"), pods or "no pods", ready.get("message", "not seen yet"))
+    why = ready.get("message", "not seen yet")
+    rollout = status.get("rollout", {})
+    if rollout.get("canaryRevision"):
+        why = f"{rollout['phase']} at {rollout['weight']} %: {rollout.get('message', '')}"
+    words = (status.get("phase", "-"), pods or "no pods", why)
     return " | ".join(words)
 
 

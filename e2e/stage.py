@@ -1,10 +1,11 @@
 """What every e2e test is handed: the way to a cluster with the chart, and to its own services."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from e2e.cluster.processes import wait_until
+from e2e.cluster.processes import run, wait_until
 from e2e.follow import condition, follow, is_settled
 from e2e.kubectl import JSON, Kubectl
 from e2e.traffic import Gate
@@ -66,9 +67,15 @@ class Stage:
         finally:
             self.kubectl("delete", f"pod/{name}", "--grace-period=0", "--force")
 
+    def llmservice(self, *words: str) -> str:
+        """What the command line says, with the credentials of the tests and in their namespace."""
+        where = (f"--namespace={self.kubectl.namespace}", f"--kubeconfig={self.kubectl.kubeconfig}")
+        return run([sys.executable, "-m", "llmservice", *words, *where])
+
     def pods(self, name: str) -> list[JSON]:
         """The engine pods of a service that are not being stopped."""
-        pods = self.kubectl.items("pods", f"llmservice.dev/service={name}")
+        engines = f"llmservice.dev/service={name},app.kubernetes.io/component=engine"
+        pods = self.kubectl.items("pods", engines)
         return [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
 
     def await_reason(self, name: str, kind: str, reason: str, seconds: float = 120) -> JSON:
@@ -85,7 +92,8 @@ class Stage:
     def await_drain(self, name: str) -> None:
         """Wait until the last pod of an old revision is gone."""
         revision = self.kubectl.get(f"llmservice/{name}")["status"]["stableRevision"]
-        old = f"llmservice.dev/service={name},llmservice.dev/revision!={revision}"
+        engines = f"llmservice.dev/service={name},app.kubernetes.io/component=engine"
+        old = f"{engines},llmservice.dev/revision!={revision}"
         wait_until(
             lambda: not self.kubectl.items("pods", old),
             what=f"the end of the old pods of {name}",

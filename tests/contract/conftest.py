@@ -208,6 +208,13 @@ class OperatorProcess:
     log: Path
 
 
+PLAIN_KINDS = {
+    *("ServiceAccount", "Service", "PodDisruptionBudget"),
+    *("ControllerRevision", "Deployment"),
+}
+"""Kinds of children that every service has; a router has others beside them."""
+
+
 class Kube:
     """What tests do to the cluster and ask of it."""
 
@@ -264,6 +271,22 @@ class Kube:
             states = [(pod["metadata"]["name"], pod.get("status")) for pod in pods]
             status = [live.get("status") for live in seen]
             raise AssertionError(f"{error}; pods: {states}; status: {status}") from error
+
+    async def service_with(self, kind: str) -> dict[str, Manifest]:
+        """Create a service that has children of this kind; these, by name."""
+        router = {} if kind in PLAIN_KINDS else {"rollout": {"strategy": "Canary"}}
+        await self.ready_service(**router)
+
+        async def made() -> dict[str, Manifest]:
+            children = await self.children()
+            return {
+                name.partition("/")[2]: live
+                for name, live in children.items()
+                if name.startswith(f"{kind}/")
+            }
+
+        found: dict[str, Manifest] = await self.eventually(made, f"a {kind}")
+        return found
 
     async def until_quiet(self, follower: Follower, seconds: float = 3) -> None:
         """Wait until the operator has done nothing for a while, but what keeps it there."""

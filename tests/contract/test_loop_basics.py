@@ -2,8 +2,9 @@
 
 import asyncio
 
-from llmservice.adapters.resources import CHILDREN, DEPLOYMENT, LLM_SERVICE
+from llmservice.adapters.resources import DEPLOYMENT, LLM_SERVICE
 from tests.bench.audit import BACKGROUND, Category, count
+from tests.contract.conftest import PLAIN_KINDS
 
 COLLECT_SECONDS = 60
 """The garbage collector learns of a new CRD within 30 s."""
@@ -21,7 +22,7 @@ async def test_service_gets_its_children_and_serves(kube, start_operator):
     live = await kube.ready_service(replicas=2)
     children = await kube.children()
 
-    assert set(CHILDREN) == {name.split("/")[0] for name in children}
+    assert PLAIN_KINDS == {name.split("/")[0] for name in children}
     for child in children.values():
         (owner,) = child["metadata"]["ownerReferences"]
         assert (live["metadata"]["uid"], True, True) == (

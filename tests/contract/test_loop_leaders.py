@@ -10,7 +10,7 @@ import pytest
 from llmservice.adapters.ports import Conflict
 from llmservice.adapters.resources import CHILDREN, LEASE
 from tests.bench.audit import BACKGROUND, Category, count
-from tests.contract.conftest import CLUSTER_WIDE_USER
+from tests.contract.conftest import CLUSTER_WIDE_USER, PLAIN_KINDS
 
 LEASE_NAME = "llmservice-operator"
 MANY = 20
@@ -50,7 +50,7 @@ async def all_complete(kube):
         await kube.until_ready(f"mistral-{number}", seconds=60)
     for number in range(MANY):
         kinds = [name.split("/")[0] for name in await kube.children(f"mistral-{number}")]
-        assert sorted([*CHILDREN, "Service"]) == sorted(kinds)
+        assert sorted([*PLAIN_KINDS, "Service"]) == sorted(kinds)
 
 
 async def test_leader_killed_in_the_middle_of_its_work(kube, spawn_operator):

@@ -163,10 +163,10 @@ def test_columns(service: _Service) -> None:
     )
 
     head, row = service.kubectl("get", "llm").splitlines()
-    assert head.split() == ["NAME", "MODEL", "READY", "REPLICAS", "PHASE", "AGE"]
+    assert head.split() == ["NAME", "MODEL", "READY", "REPLICAS", "PHASE", "WEIGHT", "AGE"]
     assert row.split()[:5] == ["qwen", "Qwen/Qwen3-8B", "True", "1", "Ready"]
     wide = service.kubectl("get", "llmservices", "-o", "wide").splitlines()[0].split()
-    assert wide[6:] == ["REASON", "IMAGE", "REVISION", "URL"]
+    assert wide[7:] == ["REASON", "IMAGE", "REVISION", "URL"]
 
 
 def test_nothing_is_written_into_a_spec_but_replicas(service: _Service) -> None:

@@ -53,10 +53,13 @@ def starting() -> ContainerState:
 
 def owned(manifest: Any) -> Any:
     """A ``fieldsV1`` tree by which the whole manifest is ours; lists count as atomic."""
-    if not isinstance(manifest, dict):
-        return {}
-    identity = ("apiVersion", "kind", "name", "namespace")
-    return {f"f:{k}": owned(v) for k, v in manifest.items() if k not in identity}
+    identity = ("apiVersion", "kind")
+    named = {k: v for k, v in manifest["metadata"].items() if k not in ("name", "namespace")}
+    return _owned({k: v for k, v in manifest.items() if k not in identity} | {"metadata": named})
+
+
+def _owned(value: Any) -> Any:
+    return {f"f:{k}": _owned(v) for k, v in value.items()} if isinstance(value, dict) else {}
 
 
 @dataclass
@@ -110,11 +113,11 @@ class World:
         for apply in decision.apply:
             self._apply(apply)
         for delete in decision.delete:
-            del self.children[delete.ref], self.manifests[delete.ref]
+            self._delete(delete.ref)
         if decision.read_metrics is not None:
             self._ask(decision.read_metrics)
         if decision.status is not None:
-            self.status = json.loads(json.dumps(decision.status))
+            self._put_status(decision.status)
         self._run_controllers()
         return decision
 
@@ -159,6 +162,12 @@ class World:
         last = self.metrics_reads.get(request.pod_uid)
         tries = last.tries if last else 0
         self.metrics_reads[request.pod_uid] = MetricsRead(tries + 1, self.now, self.engine_says)
+
+    def _put_status(self, status: Any) -> None:
+        self.status = json.loads(json.dumps(status))
+
+    def _delete(self, ref: ChildRef) -> None:
+        del self.children[ref], self.manifests[ref]
 
     def _apply(self, apply: Apply) -> None:
         manifest = apply.manifest

@@ -1,7 +1,7 @@
 """Every right the operator uses, and why: the one list the chart's roles are generated from.
 
 Contract tests run under exactly these; a call that is not listed fails there. No wildcards, no
-Secrets (tokens are referenced, never read), nothing on nodes or in other API groups.
+Secrets (tokens are referenced, never read), nothing on nodes.
 """
 
 from dataclasses import dataclass
@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from llmservice.adapters.ports import Resource
 from llmservice.adapters.resources import (
     CHILDREN,
-    CONTROLLER_REVISION,
-    DEPLOYMENT,
+    ENDPOINT_SLICE,
     EVENT,
+    HTTP_ROUTE,
     LEASE,
     LLM_SERVICE,
     POD,
-    SERVICE,
 )
 
 
@@ -45,12 +44,12 @@ def _permission(
     return Permission(group, resource.plural + suffix, verbs, why)
 
 
-_CHILD_VERBS = ("get", "list", "watch", "create", "patch")
+_CHILD_VERBS = ("get", "list", "watch", "create", "patch", "delete")
 _CHILD_WHY = (
     "list and watch see drift; server-side apply needs create and patch; get looks at an object "
-    "that unexpectedly bears a child's name"
+    "that unexpectedly bears a child's name; delete for old revisions, and for a router that is no "
+    "longer asked for"
 )
-_DELETED = (DEPLOYMENT, SERVICE, CONTROLLER_REVISION)
 
 SERVICES: tuple[Permission, ...] = (
     _permission(LLM_SERVICE, ("get", "list", "watch"), "what users ask for; never written by us"),
@@ -61,13 +60,17 @@ SERVICES: tuple[Permission, ...] = (
         "lets children block the owner's deletion where OwnerReferencesPermissionEnforcement is on",
         "finalizers",
     ),
-    *(
-        _permission(
-            resource,
-            (*_CHILD_VERBS, "delete") if resource in _DELETED else _CHILD_VERBS,
-            _CHILD_WHY + ("; delete for old revisions" if resource in _DELETED else ""),
-        )
-        for resource in CHILDREN.values()
+    *(_permission(resource, _CHILD_VERBS, _CHILD_WHY) for resource in CHILDREN.values()),
+    _permission(
+        HTTP_ROUTE,
+        ("get", "create", "patch", "delete"),
+        "for traffic.router Gateway: weights in a route of the user's, or a route of our own",
+    ),
+    _permission(
+        ENDPOINT_SLICE,
+        ("list", "watch"),
+        "never used by the operator itself: a router finds its engines by them, and nobody can "
+        "grant a right that he lacks",
     ),
     _permission(POD, ("list", "watch"), "readiness, and why a pod does not serve"),
     _permission(POD, ("get",), "the last words of an engine that crashed", "log"),

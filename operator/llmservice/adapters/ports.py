@@ -13,7 +13,7 @@
     +- Fenced            not sent: our lease could have expired
 """
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -96,6 +96,7 @@ class Cluster(Protocol):
         namespace: str | None,
         *,
         label_selector: str = "",
+        field_selector: str = "",
         limit: int = 500,
         continue_token: str | None = None,
     ) -> ListPage:
@@ -108,6 +109,7 @@ class Cluster(Protocol):
         namespace: str | None,
         *,
         label_selector: str = "",
+        field_selector: str = "",
         resource_version: str,
     ) -> AsyncIterator[WatchEvent]:
         """Events after ``resource_version``; ends when the server ends it. Raises Gone."""
@@ -139,6 +141,18 @@ class Cluster(Protocol):
         field_manager: str,
     ) -> Manifest:
         """Merge-patch: fields are set and lists replaced as a whole; nothing else is removed."""
+        ...
+
+    async def patch(
+        self,
+        resource: Resource,
+        namespace: str,
+        name: str,
+        operations: Sequence[Mapping[str, Any]],
+        *,
+        field_manager: str,
+    ) -> Manifest:
+        """JSON patch: all operations or none. Raises Invalid when a ``test`` fails."""
         ...
 
     async def create(

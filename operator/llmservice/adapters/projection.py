@@ -17,13 +17,16 @@ from llmservice.core.observed import (
     Child,
     ChildRef,
     DeploymentFacts,
+    JobFacts,
     PodFacts,
     RevisionFacts,
     ServiceKey,
 )
 from llmservice.core.ownership import owned_fields
+from llmservice.core.resources.bench import BENCH_COMPONENT, BENCH_CONTAINER
 from llmservice.core.revisions import pack_data
 
+_JOB_LABEL = "batch.kubernetes.io/job-name"
 _EPOCH = datetime.fromtimestamp(0, UTC)
 _ENCODE = json.JSONEncoder(separators=(",", ":")).encode
 _INTERNED_LIMIT = 4096
@@ -50,6 +53,7 @@ class StoredService:
     spec: bytes
     status: bytes
     deleting: bool
+    action: str | None = None
 
 
 def identity(live: Mapping[str, Any]) -> Identity:
@@ -92,6 +96,7 @@ def stored_service(live: Mapping[str, Any]) -> StoredService:
         spec=_compact(mapping(live.get("spec"))),
         status=_compact(mapping(live.get("status"))),
         deleting=metadata.get("deletionTimestamp") is not None,
+        action=_annotation(metadata, names.ROLLOUT_ACTION_ANNOTATION),
     )
 
 
@@ -104,38 +109,51 @@ def child(kind: str, live: Mapping[str, Any]) -> Child:
         ref=ChildRef(kind, who.name),
         uid=who.uid,
         resource_version=who.resource_version,
-        applied_hash=_text_or_none(
-            mapping(metadata.get("annotations")).get(names.APPLIED_HASH_ANNOTATION)
-        ),
+        applied_hash=_annotation(metadata, names.APPLIED_HASH_ANNOTATION),
         owned_fields=_intern(owned_fields(metadata.get("managedFields"))),
         controller_uid=_text_or_none(controller.get("uid")),
         controller_kind=_text_or_none(controller.get("kind")),
         deleting=metadata.get("deletionTimestamp") is not None,
         deployment=_deployment(live) if kind == "Deployment" else None,
         revision=_revision(live) if kind == "ControllerRevision" else None,
+        job=_job(live) if kind == "Job" else None,
     )
 
 
 def pod(live: Mapping[str, Any]) -> PodFacts:
-    """A live engine pod."""
+    """A live pod, an engine's, a router's or a bench's."""
     metadata, status = mapping(live.get("metadata")), mapping(live.get("status"))
     conditions = {text(c.get("type")): c for c in mappings(status.get("conditions"))}
     scheduled = mapping(conditions.get("PodScheduled"))
-    engine = _engine_container(status)
+    labels = mapping(metadata.get("labels"))
+    main = _main_container(status)
     return PodFacts(
         name=text(metadata.get("name")),
         uid=text(metadata.get("uid")),
-        revision=text(mapping(metadata.get("labels")).get(names.REVISION_LABEL)),
+        revision=text(labels.get(names.REVISION_LABEL)),
         ready=mapping(conditions.get("Ready")).get("status") == "True",
         created=_moment(metadata.get("creationTimestamp")),
         scheduled=scheduled.get("status") != "False",
         scheduling_message=text(scheduled.get("message")),
         phase_reason=text(status.get("reason")),
         deleting=metadata.get("deletionTimestamp") is not None,
-        container=None if engine is None else _container_state(engine),
-        running="running" in mapping((engine or {}).get("state")),
+        container=None if main is None else _container_state(main),
+        running="running" in mapping((main or {}).get("state")),
         address=text(status.get("podIP")),
+        job=text(labels.get(_JOB_LABEL)),
     )
+
+
+def component(live: Mapping[str, Any]) -> str:
+    """What a live pod is of: a router, a bench, or else an engine."""
+    labels = mapping(mapping(live.get("metadata")).get("labels"))
+    found = text(labels.get(names.COMPONENT_LABEL))
+    others = (names.ROUTER_COMPONENT, BENCH_COMPONENT)
+    return found if found in others else names.ENGINE_COMPONENT
+
+
+def _annotation(metadata: Mapping[str, Any], key: str) -> str | None:
+    return _text_or_none(mapping(metadata.get("annotations")).get(key))
 
 
 def _controller(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -162,9 +180,19 @@ def _revision(live: Mapping[str, Any]) -> RevisionFacts:
     return RevisionFacts(number(live.get("revision")), pack_data(dict(mapping(live.get("data")))))
 
 
-def _engine_container(status: Mapping[str, Any]) -> Mapping[str, Any] | None:
+def _job(live: Mapping[str, Any]) -> JobFacts:
+    said = {
+        text(condition.get("type")): f"{condition.get('reason')}: {condition.get('message')}"
+        for condition in mappings(mapping(live.get("status")).get("conditions"))
+        if condition.get("status") == "True"
+    }
+    return JobFacts(succeeded="Complete" in said, failed=said.get("Failed", ""))
+
+
+def _main_container(status: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    main = (names.ENGINE_CONTAINER, BENCH_CONTAINER)
     containers = mappings(status.get("containerStatuses"))
-    return next((c for c in containers if c.get("name") == names.ENGINE_CONTAINER), None)
+    return next((c for c in containers if c.get("name") in main), None)
 
 
 def _container_state(container: Mapping[str, Any]) -> ContainerState:
@@ -175,7 +203,7 @@ def _container_state(container: Mapping[str, Any]) -> ContainerState:
         mapping(container.get("lastState")).get("terminated")
     )
     return ContainerState(
-        names.ENGINE_CONTAINER,
+        text(container.get("name")),
         container.get("ready") is True,
         number(container.get("restartCount")),
         _text_or_none(waiting.get("reason")),

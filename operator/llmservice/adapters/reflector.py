@@ -55,9 +55,10 @@ class Reflector:
         sink: where the objects go.
         touched: called with each service that an event concerns.
         label_selector: which objects; the API server filters.
+        field_selector: likewise; rights to one object only need ``metadata.name=NAME`` here.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what to read of the kind, and where it goes
         self,
         cluster: Cluster,
         resource: Resource,
@@ -66,6 +67,7 @@ class Reflector:
         sink: Sink,
         touched: Callable[[Touched], None],
         label_selector: str = "",
+        field_selector: str = "",
     ) -> None:
         self.resource = resource
         self.namespace = namespace
@@ -77,6 +79,7 @@ class Reflector:
         self._sink = sink
         self._touched = touched
         self._label_selector = label_selector
+        self._field_selector = field_selector
         self._version: str | None = None
         self._failures = 0
 
@@ -121,6 +124,7 @@ class Reflector:
             self.resource,
             self.namespace,
             label_selector=self._label_selector,
+            field_selector=self._field_selector,
             limit=_PAGE,
             continue_token=continue_token,
         )
@@ -130,6 +134,7 @@ class Reflector:
             self.resource,
             self.namespace,
             label_selector=self._label_selector,
+            field_selector=self._field_selector,
             resource_version=version,
         )
         async for event in events:

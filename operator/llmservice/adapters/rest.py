@@ -7,7 +7,7 @@ alone decides about that.
 
 import json
 import random
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 from urllib.parse import urlencode
@@ -24,6 +24,7 @@ from llmservice.core.observed import Manifest
 _ENCODE = json.JSONEncoder(separators=(",", ":")).encode
 _JSON = "application/json"
 _MERGE = "application/merge-patch+json"
+_PATCH = "application/json-patch+json"
 _APPLY = "application/apply-patch+yaml"  # JSON is YAML
 
 _MESSAGE_LIMIT = 1024
@@ -81,13 +82,12 @@ class RestCluster:
         namespace: str | None,
         *,
         label_selector: str = "",
+        field_selector: str = "",
         limit: int = 500,
         continue_token: str | None = None,
     ) -> ListPage:
         """See :meth:`llmservice.adapters.ports.Cluster.list_page`."""
-        query = {"limit": str(limit)}
-        if label_selector:
-            query["labelSelector"] = label_selector
+        query = {"limit": str(limit), **_selectors(label_selector, field_selector)}
         if continue_token:
             query["continue"] = continue_token
         page = await self._call("GET", _path(resource, namespace), query)
@@ -104,6 +104,7 @@ class RestCluster:
         namespace: str | None,
         *,
         label_selector: str = "",
+        field_selector: str = "",
         resource_version: str,
     ) -> AsyncIterator[WatchEvent]:
         """See :meth:`llmservice.adapters.ports.Cluster.watch`."""
@@ -112,9 +113,8 @@ class RestCluster:
             "allowWatchBookmarks": "true",
             "resourceVersion": resource_version,
             "timeoutSeconds": str(random.randint(*_WATCH_SECONDS)),  # noqa: S311 - spreads load
+            **_selectors(label_selector, field_selector),
         }
-        if label_selector:
-            query["labelSelector"] = label_selector
         timeout = aiohttp.ClientTimeout(
             sock_connect=_CONNECT_SECONDS, sock_read=_INACTIVITY_SECONDS
         )
@@ -158,6 +158,19 @@ class RestCluster:
         path = _path(resource, namespace, manifest["metadata"]["name"])
         query = {"fieldManager": field_manager}
         return await self._call("PATCH", path, query, manifest, content_type=_MERGE)
+
+    async def patch(
+        self,
+        resource: Resource,
+        namespace: str,
+        name: str,
+        operations: Sequence[Mapping[str, Any]],
+        *,
+        field_manager: str,
+    ) -> Manifest:
+        """See :meth:`llmservice.adapters.ports.Cluster.patch`."""
+        path, query = _path(resource, namespace, name), {"fieldManager": field_manager}
+        return await self._call("PATCH", path, query, operations, content_type=_PATCH)
 
     async def create(
         self, resource: Resource, namespace: str, manifest: Mapping[str, Any]
@@ -210,7 +223,7 @@ class RestCluster:
         verb: str,
         path: str,
         query: Mapping[str, str] | None = None,
-        body: Mapping[str, Any] | None = None,
+        body: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
         *,
         content_type: str = _JSON,
     ) -> Manifest:
@@ -241,6 +254,11 @@ def _path(
         parts += ["namespaces", namespace]
     parts += [part for part in (resource.plural, name, subresource) if part is not None]
     return "/".join(parts)
+
+
+def _selectors(labels: str, fields: str) -> dict[str, str]:
+    found = {"labelSelector": labels, "fieldSelector": fields}
+    return {key: selector for key, selector in found.items() if selector}
 
 
 @contextmanager

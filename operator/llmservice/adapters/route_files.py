@@ -16,7 +16,8 @@ from typing import Any
 
 import aiohttp
 
-from llmservice.core.router.desired import Traffic
+from llmservice.core.router.agent import COUNTERS, count_tracks
+from llmservice.core.router.desired import Traffic, format_traffic, parse_traffic
 from llmservice.core.router.envoy import (
     STAT_PREFIX,
     RouterSettings,
@@ -24,9 +25,12 @@ from llmservice.core.router.envoy import (
     own_metadata,
 )
 from llmservice.core.router.order import Step, Until, plan_steps
+from llmservice.core.router.report import TrackReport
 
 _log = logging.getLogger(__name__)
 
+_ORDER = "traffic.json"
+"""What was ordered last, for a writer that comes back; Envoy does not know this file."""
 _OK = 200
 _POLL_SECONDS = 0.02
 _GRACE_SECONDS = 0.25
@@ -86,6 +90,10 @@ class EnvoyAdmin:
         """Requests of clients that have not ended, probes among them."""
         stats = await self._stats(f"^{_ACTIVE_REQUESTS}$")
         return stats.get(_ACTIVE_REQUESTS, 0)
+
+    async def tracks(self) -> dict[str, TrackReport]:
+        """What each track did since Envoy started, by its name."""
+        return count_tracks(await self._stats(COUNTERS))
 
     async def fail_health_checks(self) -> None:
         """Answer 503 to readiness probes from now on."""
@@ -168,6 +176,16 @@ class RouteFiles:
     def install(self, settings: RouterSettings) -> None:
         """Write what Envoy is started with; the first traffic must follow before it starts."""
         self._replace(build_static_files(settings))
+
+    def remember(self, order: Traffic) -> None:
+        """Keep the order that Envoy follows, for :meth:`recall`."""
+        self._replace({_ORDER: format_traffic(order)})
+
+    def recall(self) -> Traffic | None:
+        """The order that was remembered last, by whichever writer; None if there is none."""
+        text = self._read().get(_ORDER)
+        order = None if text is None else parse_traffic(text)
+        return order if isinstance(order, Traffic) else None
 
     async def apply(self, traffic: Traffic) -> Acknowledged | Rejected | Unconfirmed:
         """Bring Envoy to this traffic, or say why it is not there; call again to try again.

@@ -11,12 +11,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import IntEnum
-from typing import Any
+from typing import Any, get_args
 
 from llmservice.adapters import projection
 from llmservice.adapters.projection import Identity, StoredService
-from llmservice.adapters.resources import LLM_SERVICE, POD
+from llmservice.adapters.resources import LLM_SERVICE, OPTIONAL, POD
 from llmservice.api import names
+from llmservice.core.canary.queue import Place, place_of
+from llmservice.core.judge.scrapes import Baselines
 from llmservice.core.observed import (
     ApplyError,
     Child,
@@ -29,6 +31,8 @@ from llmservice.core.observed import (
     ServiceKey,
     ServiceObject,
 )
+from llmservice.core.questions import Answer, CallGate, Question, ReadRoute, Topic, topic_of
+from llmservice.core.resources.bench import BENCH_COMPONENT
 
 
 class Change(IntEnum):
@@ -47,16 +51,26 @@ class Touched:
     change: Change
 
 
+@dataclass(frozen=True, slots=True)
+class _Pod:
+    resource_version: str
+    facts: PodFacts
+    component: str
+
+
 @dataclass(slots=True)
 class _Entry:
     service: StoredService | None = None
     children: dict[ChildRef, Child] = field(default_factory=dict)
-    pods: dict[str, tuple[str, PodFacts]] = field(default_factory=dict)
-    """Pod name -> resource version and facts."""
+    pods: dict[str, _Pod] = field(default_factory=dict)
+    """By name."""
     logs: dict[str, tuple[int, bytes]] = field(default_factory=dict)
     """Pod uid -> restart count and compressed text."""
     reads: dict[str, MetricsRead] = field(default_factory=dict)
     """Pod uid -> what came of reading its metrics."""
+    answers: dict[Topic, Answer] = field(default_factory=dict)
+    """Topic of a question -> the last answer."""
+    baselines: Mapping[str, Baselines] = field(default_factory=dict)
     errors: tuple[ApplyError, ...] = ()
     bereft: bool = False
     """Somebody deleted a child: perhaps the garbage collector, because the service is gone."""
@@ -65,10 +79,27 @@ class _Entry:
     def empty(self) -> bool:
         return self.service is None and not self.children and not self.pods
 
+    def pods_of(self, component: str) -> tuple[PodFacts, ...]:
+        """Pods of the engines, of the routers or of benches."""
+        return tuple(pod.facts for pod in self.pods.values() if pod.component == component)
+
+    def has_pod(self, uid: str) -> bool:
+        """Whether what is told of a pod is still of interest."""
+        return any(pod.facts.uid == uid for pod in self.pods.values())
+
     def forget_pod(self, uid: str) -> None:
         """Drop what was read of a pod that is gone."""
         self.logs.pop(uid, None)
         self.reads.pop(uid, None)
+        for kind in get_args(Question):
+            self.answers.pop((kind, uid), None)
+
+    def forget_service(self) -> None:
+        """Drop all that is kept for the service's sake."""
+        self.service, self.errors, self.baselines = None, (), {}
+        self.logs.clear()
+        self.reads.clear()
+        self.answers.clear()
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +117,8 @@ class Store:
     def __init__(self) -> None:
         self._entries: dict[ServiceKey, _Entry] = {}
         self._owners: dict[_Place, ServiceKey] = {}
+        self._rollouts: dict[ServiceKey, Place] = {}
+        """Those under way."""
 
     # --- reading ------------------------------------------------------------------------------
 
@@ -107,19 +140,25 @@ class Store:
                 spec=json.loads(service.spec),
                 status=json.loads(service.status),
                 deleting=service.deleting,
+                action=service.action,
             ),
             now=now,
             children={
                 ref: replace(child, deleting=True) if _is_orphan(child, service.uid) else child
                 for ref, child in entry.children.items()
             },
-            pods=tuple(facts for _, facts in entry.pods.values()),
+            pods=entry.pods_of(names.ENGINE_COMPONENT),
+            routers=entry.pods_of(names.ROUTER_COMPONENT),
+            bench_pods=entry.pods_of(BENCH_COMPONENT),
             crash_logs={
                 uid: CrashLog(count, zlib.decompress(text).decode())
                 for uid, (count, text) in entry.logs.items()
             },
             metrics_reads=dict(entry.reads),
+            answers=dict(entry.answers),
+            baselines=entry.baselines,
             apply_errors=entry.errors,
+            other_rollouts=tuple(each for of, each in self._rollouts.items() if of != key),
         )
 
     def is_bereft(self, key: ServiceKey) -> bool:
@@ -190,9 +229,10 @@ class Store:
         entry = self._entries.get(key)
         if entry is None:
             return
-        entry.service, entry.errors = None, ()
-        entry.logs.clear()
-        entry.reads.clear()
+        entry.forget_service()
+        self._rollouts.pop(key, None)
+        for ref in [ref for ref in entry.children if ref.kind in OPTIONAL]:
+            self.remove_child(key, ref)  # no watch will tell that it is gone
         self._drop_if_empty(key)
 
     # --- what carrying out a decision taught us -----------------------------------------------
@@ -219,7 +259,7 @@ class Store:
     def put_crash_log(self, key: ServiceKey, pod_uid: str, restart_count: int, text: str) -> None:
         """The log of a crash; an empty one says that there is none to be had."""
         entry = self._entries.get(key)
-        if entry is not None and any(facts.uid == pod_uid for _, facts in entry.pods.values()):
+        if entry is not None and entry.has_pod(pod_uid):
             entry.logs[pod_uid] = (restart_count, zlib.compress(text.encode()))
 
     def put_metrics_read(
@@ -227,9 +267,23 @@ class Store:
     ) -> None:
         """What came of one more try to read a pod's metrics."""
         entry = self._entries.get(key)
-        if entry is not None and any(facts.uid == pod_uid for _, facts in entry.pods.values()):
+        if entry is not None and entry.has_pod(pod_uid):
             last = entry.reads.get(pod_uid)
             entry.reads[pod_uid] = MetricsRead(1 + (last.tries if last else 0), now, size)
+
+    def put_answer(self, key: ServiceKey, question: Question, answer: Answer) -> None:
+        """What came of a question; it takes the place of the answer before."""
+        entry = self._entries.get(key)
+        if entry is None or entry.service is None:
+            return
+        if isinstance(question, ReadRoute | CallGate) or entry.has_pod(question.pod_uid):
+            entry.answers[topic_of(question)] = answer
+
+    def put_baselines(self, key: ServiceKey, baselines: Mapping[str, Baselines]) -> None:
+        """What the next look at counters is to be compared with."""
+        entry = self._entries.get(key)
+        if entry is not None and entry.service is not None:
+            entry.baselines = baselines
 
     # --- inside -------------------------------------------------------------------------------
 
@@ -244,9 +298,14 @@ class Store:
             return ()
         new = projection.stored_service(live)
         self._entries.setdefault(key, _Entry()).service = new
+        place = place_of(str(key), projection.mapping(live.get("status")))
+        if place is None or new.deleting:
+            self._rollouts.pop(key, None)
+        else:
+            self._rollouts[key] = place
         if old is None:
             return (Touched(key, Change.Facts),)
-        if (old.uid, old.generation, old.deleting) != (new.uid, new.generation, new.deleting):
+        if _wishes(old) != _wishes(new):
             return (Touched(key, Change.Shape),)
         if replace(new, resource_version=old.resource_version) != old:
             return (Touched(key, Change.Facts),)
@@ -271,11 +330,11 @@ class Store:
             return ()
         entry = self._entries[key]
         if place.kind == POD.kind:
-            stored, facts = entry.pods[place.name]
-            if _is_older(resource_version, stored):
+            pod = entry.pods[place.name]
+            if _is_older(resource_version, pod.resource_version):
                 return ()
             del entry.pods[place.name]
-            entry.forget_pod(facts.uid)
+            entry.forget_pod(pod.facts.uid)
         else:
             ref = ChildRef(place.kind, place.name)
             if _is_older(resource_version, entry.children[ref].resource_version):
@@ -318,14 +377,20 @@ def _put_child(entry: _Entry, kind: str, who: Identity, live: Mapping[str, Any])
 
 
 def _put_pod(entry: _Entry, _: str, who: Identity, live: Mapping[str, Any]) -> Change:
-    stored, old = entry.pods.get(who.name, ("", None))
-    if old is not None and not _is_newer(who.resource_version, stored):
+    old = entry.pods.get(who.name)
+    if old is not None and not _is_newer(who.resource_version, old.resource_version):
         return Change.Nothing
-    new = projection.pod(live)
-    entry.pods[who.name] = (who.resource_version, new)
-    if old is not None and old.uid != new.uid:
-        entry.forget_pod(old.uid)
-    return Change.Nothing if new == old else Change.Facts
+    new = _Pod(who.resource_version, projection.pod(live), projection.component(live))
+    entry.pods[who.name] = new
+    if old is not None and old.facts.uid != new.facts.uid:
+        entry.forget_pod(old.facts.uid)
+    same = old is not None and (old.facts, old.component) == (new.facts, new.component)
+    return Change.Nothing if same else Change.Facts
+
+
+def _wishes(service: StoredService) -> tuple[object, ...]:
+    """What a person changes."""
+    return service.uid, service.generation, service.deleting, service.action
 
 
 def _is_orphan(child: Child, service_uid: str) -> bool:

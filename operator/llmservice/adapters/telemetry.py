@@ -50,6 +50,12 @@ class Telemetry:
             ["error"],
             registry=self.registry,
         )
+        self.rollout_transitions = Counter(
+            "llmservice_rollout_transitions",
+            "Transitions of canary rollouts, and waits that began, by reason",
+            ["reason"],
+            registry=self.registry,
+        )
         self.leader = Gauge(
             "llmservice_leader", "1 while this instance may write", registry=self.registry
         )

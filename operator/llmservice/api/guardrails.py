@@ -1,7 +1,8 @@
 """Guardrails: what a canary must keep to, in its users' words.
 
-They are not part of the CRD yet: the rollout that would act on them is still to come. Until then
-``llmservice judge replay`` reads them, and :mod:`llmservice.core.judge` decides by them.
+They stand in ``spec.rollout``, ``llmservice judge replay`` reads them from a file, and
+:mod:`llmservice.core.judge` decides by them. How fields must fit together is said in
+:mod:`llmservice.api.rules`.
 """
 
 from typing import Annotated, Literal, Self
@@ -9,11 +10,10 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from llmservice.api.rules import GUARDRAILS, first_problem
 from llmservice.api.types import ApiObject
 
 MAX_GUARDRAILS = 8
-MIN_INCREASE = {"ttft": 10, "latency": 10, "errors": 30}
-"""Percent. Closer than this to the live stable, identical versions would be aborted too often."""
 
 Metric = Literal["ttft", "latency", "errors"]
 Quantile = Literal["p50", "p90", "p95", "p99"]
@@ -38,34 +38,24 @@ class Guardrail(ApiObject):
     """So many percent of the canary's requests may fail, whatever stable does. For errors."""
     min_requests: Annotated[int, Field(ge=1, le=1_000_000)] = 100
     """No promotion before the canary served so many requests."""
-    alpha: Annotated[float, Field(ge=0.0001, le=0.2)] = 0.05
-    """Risk to abort a canary that is exactly at maxIncreasePercent; one that is no worse than
-    stable is aborted far more rarely. Shared among the guardrails."""
-    power: Annotated[float, Field(ge=0.5, le=0.999)] = 0.9
-    """Chance to abort a canary that is clearly over maxIncreasePercent before it is promoted."""
+    alpha: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """Risk to abort a canary that is exactly at maxIncreasePercent, 0.0001 to 0.2; one that is no
+    worse than stable is aborted far more rarely. Shared among the guardrails."""
+    power: Annotated[float, Field(gt=0, lt=1)] = 0.9
+    """Chance to abort a canary that is clearly over maxIncreasePercent before its promotion, 0.5 to
+    0.999."""
 
     @model_validator(mode="after")
-    def _check_fields_fit_metric(self) -> Self:
-        if problem := _misfit(self):
+    def _check_rules(self) -> Self:
+        # Here too, as guardrails are also read without a service around them.
+        if problem := first_problem(GUARDRAILS, self.model_dump(by_alias=True, exclude_none=True)):
             raise PydanticCustomError("guardrail", "{problem}", {"problem": problem})
         return self
 
 
-def _misfit(guardrail: Guardrail) -> str | None:
-    """What is wrong among the fields: a sentence that names field and fix."""
-    times = guardrail.metric != "errors"
-    for name, value, fits in (
-        ("quantile", guardrail.quantile, times),
-        ("maxSeconds", guardrail.max_seconds, times),
-        ("maxErrorRatePercent", guardrail.max_error_rate_percent, not times),
-    ):
-        if value is not None and not fits:
-            return f"{name} says nothing about {guardrail.metric}: remove it"
-    absolute = "maxSeconds" if times else "maxErrorRatePercent"
-    increase = guardrail.max_increase_percent
-    if increase is None and guardrail.max_seconds is None and not guardrail.max_error_rate_percent:
-        return f"it limits nothing: give maxIncreasePercent or {absolute}"
-    least = MIN_INCREASE[guardrail.metric]
-    if increase is not None and increase < least:
-        return f"maxIncreasePercent must be at least {least} for {guardrail.metric}"
-    return None
+DEFAULT_GUARDRAILS = (
+    Guardrail(metric="ttft", quantile="p95", max_increase_percent=25, min_requests=50),
+    Guardrail(metric="errors", max_increase_percent=50, max_error_rate_percent=5, min_requests=50),
+)
+"""Made for little traffic: an equal version passes after 80 to 120 requests of the canary, and one
+that is twice as slow goes after about 100. A fixed limit of 1 percent alone would need 270."""

@@ -17,13 +17,18 @@ SERVICE_LABEL = f"{GROUP}/service"
 REVISION_LABEL = f"{GROUP}/revision"
 COMPONENT_LABEL = "app.kubernetes.io/component"
 ENGINE_COMPONENT = "engine"
+ROUTER_COMPONENT = "router"
 
 APPLIED_HASH_ANNOTATION = f"{GROUP}/applied-hash"
+ROLLOUT_ACTION_ANNOTATION = f"{GROUP}/rollout-action"
+"""What a person asks of a rollout, ``VERB`` or ``VERB/TOKEN``: each value is carried out once, so
+a tool that applies it again and again does no harm."""
 
 # One field manager per concern, so that a release of one never drops a field of the other.
 CHILD_MANAGER = "llmservice"
 STATUS_MANAGER = "llmservice-status"
 LEASE_MANAGER = "llmservice-lease"
+TRAFFIC_MANAGER = "llmservice-traffic"
 
 # A child's name is `<service>-<10 hash characters>`; Service names are DNS-1035 labels of 63.
 REVISION_HASH_LENGTH = 10
@@ -34,10 +39,28 @@ ENGINE_CONTAINER = "engine"
 ENGINE_PORT = 8000
 ENGINE_PORT_NAME = "http"
 
+ROUTER_PORT = 8080
+ROUTER_PORT_NAME = "router"
+ROUTER_AGENT_PORT = 9902
+ROUTER_ADMIN_PORT = 9901
+"""Envoy's admin port, on the loopback interface of its pod only."""
+TRAFFIC_KEY = "traffic.json"
+"""Where the router's ConfigMap holds the traffic that is wanted."""
+
 
 def revision_name(service: str, revision_hash: str) -> str:
     """Name of a revision's ControllerRevision, Deployment and headless Service."""
     return f"{service}-{revision_hash}"
+
+
+def router_name(service: str) -> str:
+    """Name of the router's Deployment, ConfigMap, ServiceAccount, Role and RoleBinding."""
+    return f"{service}-router"
+
+
+def router_selector(service: str) -> dict[str, str]:
+    """Selector of a service's router pods."""
+    return {SERVICE_LABEL: service, COMPONENT_LABEL: ROUTER_COMPONENT}
 
 
 def service_account_name(service: str) -> str:

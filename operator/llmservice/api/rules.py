@@ -83,6 +83,22 @@ _LABEL_KEYS = (
     " and may have a DNS name and a '/' before them: rename the key"
 )
 
+_IS_CANARY = (
+    "(has(self.rollout) && has(self.rollout.strategy) && self.rollout.strategy == 'Canary')"
+)
+_REPLICAS = _or_default("self", "replicas", "1")
+_LAST_STEPS = ", ".join(str(index) for index in range(1, 20))
+"""CEL has no loop over places in a list, so they are written out, up to the longest rollout."""
+_QUANTILE = "(has({0}.quantile) ? {0}.quantile : 'p95')"
+_IS_SAME_GUARDRAIL = f"g.metric == h.metric && {_QUANTILE.format('g')} == {_QUANTILE.format('h')}"
+GUARDRAILS = "spec.rollout.guardrails[]"
+_GATES = "spec.rollout.gates[]"
+_BENCH_LIMITS = (
+    *("minRequestThroughput", "minOutputThroughput"),
+    *("maxMeanTtftMilliseconds", "maxP99TtftMilliseconds"),
+    *("maxMeanTpotMilliseconds", "maxP99TpotMilliseconds", "maxP99ItlMilliseconds"),
+)
+
 RULES: tuple[Rule, ...] = (
     Rule(
         "name-fits-children",
@@ -259,8 +275,143 @@ RULES: tuple[Rule, ...] = (
         "!(has(self.strategy) && self.strategy == 'Recreate' && has(self.capacity)"
         " && self.capacity != 'Replace')",
         "strategy Recreate never has old and new pods at once: remove capacity, or set strategy to"
-        " RollingUpdate",
+        " RollingUpdate or Canary",
         field="capacity",
+    ),
+    Rule(
+        "steps-exist",
+        "spec.rollout",
+        "!has(self.steps) || size(self.steps) > 0",
+        "a rollout needs a step: give one, or remove steps for 5, 25 and 50 percent",
+        field="steps",
+    ),
+    Rule(
+        "steps-rise",
+        "spec.rollout",
+        f"!has(self.steps) || [{_LAST_STEPS}].all(i, i >= size(self.steps)"
+        " || self.steps[i - 1].weight < self.steps[i].weight)",
+        "the weight of a step must be above that of the one before: sort steps by weight",
+        field="steps",
+    ),
+    Rule(
+        "step-replicas-exist",
+        "spec",
+        f"{_REPLICAS} == 0 || !has(self.rollout) || !has(self.rollout.steps)"
+        f" || self.rollout.steps.all(s, !has(s.replicas) || s.replicas <= {_REPLICAS})",
+        "a step of rollout.steps has more replicas than the service: lower it, leave it out, or"
+        " raise spec.replicas",
+        field="rollout",
+    ),
+    Rule(
+        "canary-leaves-somebody-to-serve",
+        "spec",
+        f"!({_IS_CANARY} && has(self.rollout.capacity) && self.rollout.capacity == 'Replace'"
+        f" && {_REPLICAS} == 1)",
+        "with one replica, capacity Replace would stop the only pod for the canary: set replicas to"
+        " 2, rollout.capacity to Surge (needs a spare device), or rollout.strategy to Recreate",
+        field="rollout",
+    ),
+    Rule(
+        "canary-needs-a-router",
+        "spec",
+        f"!({_IS_CANARY} && has(self.traffic) && has(self.traffic.router)"
+        " && self.traffic.router == 'None')",
+        "rollout.strategy Canary needs a router to split requests: set traffic.router to Embedded"
+        " or Gateway, or remove it",
+        field="traffic",
+    ),
+    Rule(
+        "gateway-needs-a-ref",
+        "spec.traffic",
+        "!(has(self.router) && self.router == 'Gateway') || has(self.gatewayRef)",
+        "router Gateway needs gatewayRef: set it to the name of the Gateway that clients come in"
+        " by",
+        field="gatewayRef",
+    ),
+    Rule(
+        "affinity-needs-the-embedded-router",
+        "spec.traffic",
+        "!(has(self.router) && self.router != 'Embedded' && has(self.sessionAffinity))",
+        "only the embedded router keeps sessions together: remove sessionAffinity, or set router to"
+        " Embedded",
+        field="sessionAffinity",
+    ),
+    Rule(
+        "affinity-has-one-source",
+        "spec.traffic.sessionAffinity",
+        "has(self.header) != has(self.cookie)",
+        "set exactly one of header and cookie",
+    ),
+    Rule(
+        "guardrails-differ",
+        "spec.rollout",
+        "!has(self.guardrails) || self.guardrails.all(g,"
+        f" self.guardrails.exists_one(h, {_IS_SAME_GUARDRAIL}))",
+        "a metric (and quantile, p95 by default) is guarded twice: give one guardrail both limits",
+        field="guardrails",
+    ),
+    Rule(
+        "guardrail-quantile-is-of-times",
+        GUARDRAILS,
+        "self.metric != 'errors' || !has(self.quantile)",
+        "quantile says nothing about errors: remove it",
+        field="quantile",
+    ),
+    Rule(
+        "guardrail-seconds-are-of-times",
+        GUARDRAILS,
+        "self.metric != 'errors' || !has(self.maxSeconds)",
+        "maxSeconds says nothing about errors: remove it",
+        field="maxSeconds",
+    ),
+    Rule(
+        "guardrail-rate-is-of-errors",
+        GUARDRAILS,
+        "self.metric == 'errors' || !has(self.maxErrorRatePercent)",
+        "maxErrorRatePercent says nothing about ttft and latency: remove it",
+        field="maxErrorRatePercent",
+    ),
+    Rule(
+        "guardrail-limits-times",
+        GUARDRAILS,
+        "self.metric == 'errors' || has(self.maxIncreasePercent) || has(self.maxSeconds)"
+        " || has(self.maxErrorRatePercent)",
+        "it limits nothing: give maxIncreasePercent or maxSeconds",
+    ),
+    Rule(
+        "guardrail-limits-errors",
+        GUARDRAILS,
+        "self.metric != 'errors' || has(self.maxIncreasePercent) || has(self.maxErrorRatePercent)"
+        " || has(self.quantile) || has(self.maxSeconds)",
+        "it limits nothing: give maxIncreasePercent or maxErrorRatePercent",
+    ),
+    Rule(
+        "guardrail-increase-of-errors",
+        GUARDRAILS,
+        "self.metric != 'errors' || !has(self.maxIncreasePercent)"
+        " || self.maxIncreasePercent >= 30.0",
+        "maxIncreasePercent must be at least 30 for errors: closer to stable, identical versions"
+        " would be aborted too often",
+        field="maxIncreasePercent",
+    ),
+    Rule(
+        "guardrail-risks",
+        GUARDRAILS,
+        "(!has(self.alpha) || (self.alpha >= 0.0001 && self.alpha <= 0.2))"
+        " && (!has(self.power) || (self.power >= 0.5 && self.power <= 0.999))",
+        "alpha must be 0.0001 to 0.2, power 0.5 to 0.999: beyond, no traffic is enough to decide",
+    ),
+    Rule(
+        "gate-has-one-kind",
+        _GATES,
+        "has(self.webhook) != has(self.bench)",
+        "set exactly one of webhook and bench",
+    ),
+    Rule(
+        "bench-limits-something",
+        f"{_GATES}.bench",
+        " || ".join(f"has(self.{limit})" for limit in _BENCH_LIMITS),
+        "it limits nothing: give a limit, for instance maxP99TtftMilliseconds",
     ),
     Rule(
         "pod-labels-are-not-ours",
@@ -297,6 +448,15 @@ def check_rules(document: Mapping[str, Any]) -> list[Violation]:
         if not rule.is_transition
         for violation in _check_rule(rule, document, contexts)
     ]
+
+
+def first_problem(path: str, value: Mapping[str, Any]) -> str | None:
+    """The message of the first rule at ``path`` that ``value``, an object there, breaks."""
+    context = cel.Context({"self": value})
+    for rule in RULES:
+        if rule.path == path and not _program(rule.cel).execute(context):
+            return rule.message
+    return None
 
 
 def _check_rule(

@@ -31,6 +31,7 @@ _COLUMNS = (
     ("Ready", "string", ".status.conditions[?(@.type=='Ready')].status", 0),
     ("Replicas", "integer", ".status.readyReplicas", 0),
     ("Phase", "string", ".status.phase", 0),
+    ("Weight", "integer", ".status.rollout.weight", 0),
     ("Age", "date", ".metadata.creationTimestamp", 0),
     ("Reason", "string", ".status.conditions[?(@.type=='Ready')].reason", 1),
     ("Image", "string", ".spec.engine.image", 1),
@@ -146,6 +147,8 @@ def structural(schema: Schema, definitions: dict[str, Schema]) -> Schema:
         node["description"] = " ".join(node["description"].split())
     if "exclusiveMinimum" in schema:
         node |= {"minimum": schema["exclusiveMinimum"], "exclusiveMinimum": True}
+    if "exclusiveMaximum" in schema:
+        node |= {"maximum": schema["exclusiveMaximum"], "exclusiveMaximum": True}
     if "const" in schema:
         node["enum"] = [schema["const"]]
     if "prefixItems" in schema or ("anyOf" in node and "x-kubernetes-int-or-string" not in node):

@@ -10,6 +10,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from llmservice.api.gates import MAX_GATES, Gate
+from llmservice.api.guardrails import DEFAULT_GUARDRAILS, MAX_GUARDRAILS, Guardrail
+from llmservice.api.status import LLMServiceStatus
 from llmservice.api.types import (
     ApiObject,
     ByteQuantity,
@@ -17,6 +20,7 @@ from llmservice.api.types import (
     EnvName,
     FreeForm,
     LabelValue,
+    Namespace,
     ObjectName,
     QualifiedName,
     Quantity,
@@ -29,6 +33,8 @@ WORD = "^[!-,.-~][!-~]*$"
 """Printable ASCII without spaces, not starting like a flag."""
 MAX_TOKENS = 1_000_000_000
 MAX_PARALLEL = 1024
+MAX_SECONDS = 2_592_000
+"""Thirty days."""
 
 # --- spec.model ---------------------------------------------------------------------------------
 
@@ -277,14 +283,117 @@ class AcceleratorSpec(ApiObject):
     when product is unset, or not known to the operator."""
 
 
+class RolloutStep(ApiObject):
+    """One share of the requests for the canary, held until the guardrails let it go on."""
+
+    weight: Annotated[int, Field(ge=1, le=99)]
+    """Percent of the requests, 1 to 99; more than in the step before."""
+    replicas: Annotated[int, Field(ge=1, le=1000)] | None = None
+    """Canary pods, 1 to spec.replicas. Default: its share of spec.replicas, rounded up."""
+    duration_seconds: Annotated[int, Field(ge=0, le=MAX_SECONDS)] = 0
+    """At least so long, however good the evidence; 0 to 2592000 (30 days)."""
+    pause: bool = False
+    """After the step wait for `llmservice resume`."""
+
+
+DEFAULT_STEPS = (RolloutStep(weight=5), RolloutStep(weight=25), RolloutStep(weight=50))
+
+
+class WarmUpSpec(ApiObject):
+    """Requests that a new pod answers before it gets those of clients."""
+
+    prompt: Annotated[str, Field(max_length=8192)] = "Hello"
+    """Text that is completed, for instance the beginning that all your prompts share."""
+    requests: Annotated[int, Field(ge=0, le=100)] = 3
+    """How many, 0 to 100; 0 for none."""
+
+
 class RolloutSpec(ApiObject):
     """How a changed engine replaces the running one."""
 
-    strategy: Literal["RollingUpdate", "Recreate"] = "RollingUpdate"
-    """RollingUpdate starts new pods while old ones serve; Recreate stops all old pods first."""
+    strategy: Literal["Canary", "RollingUpdate", "Recreate"] = "RollingUpdate"
+    """Canary moves requests over step by step, and back when a guardrail breaks; RollingUpdate
+    starts new pods while old ones serve; Recreate stops all old pods first."""
     capacity: Literal["Auto", "Surge", "Replace"] = "Auto"
     """Surge adds a pod before it removes one and needs a spare device; Replace removes first.
     Auto surges, and replaces when the scheduler finds no room."""
+    steps: Annotated[tuple[RolloutStep, ...], Field(max_length=20)] = DEFAULT_STEPS
+    """Shares that a canary goes through. Default: 5, 25 and 50 percent."""
+    guardrails: Annotated[tuple[Guardrail, ...], Field(max_length=MAX_GUARDRAILS)] = (
+        DEFAULT_GUARDRAILS
+    )
+    """What a canary must keep to. Default: p95 ttft at most 25 percent worse than stable; failed
+    requests at most 50 percent more than stable's, and 5 percent. An empty list: only durations
+    and pauses hold a step."""
+    window_seconds: Annotated[int, Field(ge=5, le=3600)] = 30
+    """How often the guardrails are looked at, 5 to 3600."""
+    settle_seconds: Annotated[int, Field(ge=0, le=3600)] = 15
+    """After a change of weight nothing is judged for so long, 0 to 3600."""
+    bake_seconds: Annotated[int, Field(ge=0, le=MAX_SECONDS)] = 60
+    """With all requests on the new revision, the old one stays so long, 0 to 2592000."""
+    provision_timeout_seconds: Annotated[int, Field(ge=60, le=604_800)] | None = None
+    """A canary whose pods are not ready after so long is given up, 60 to 604800. Default:
+    engine.startupTimeoutSeconds and 600 more."""
+    step_timeout_seconds: Annotated[int, Field(ge=60, le=MAX_SECONDS)] | None = None
+    """A step that is undecided after so long ends as onTimeout says, 60 to 2592000. Default:
+    never."""
+    on_timeout: Literal["Hold", "Abort"] = "Hold"
+    """Hold keeps the weight and waits for evidence or a person; Abort takes the requests back."""
+    mode: Literal["Enforce", "Observe"] = "Enforce"
+    """Enforce aborts when a guardrail breaks; Observe only reports it, and goes on by
+    durationSeconds and pause."""
+    warm_up: WarmUpSpec = WarmUpSpec()
+    """Requests that a new pod answers before it gets those of clients."""
+    gates: Annotated[
+        tuple[Gate, ...],
+        Field(max_length=MAX_GATES, json_schema_extra={"x-kubernetes-list-map-keys": ["name"]}),
+        keyed_by("name"),
+    ] = ()
+    """Who has to agree before a canary meets a client, or before it becomes stable; asked one after
+    another. Default: nobody."""
+
+
+class GatewayRef(ApiObject):
+    """A Gateway (gateway.networking.k8s.io) that clients come in by."""
+
+    name: ObjectName
+    """Name of the Gateway."""
+    namespace: Namespace | None = None
+    """Its namespace. Default: the service's."""
+    section_name: ObjectName | None = None
+    """Listener of the Gateway. Default: all."""
+
+
+class SessionAffinity(ApiObject):
+    """What tells that requests belong together, so that they stay with one revision."""
+
+    header: Annotated[str, Field(max_length=100, pattern=r"^[a-z0-9][a-z0-9-]*$")] | None = None
+    """Request header, in lower case, for instance x-session-id."""
+    cookie: Annotated[str, Field(max_length=100, pattern=r"^[A-Za-z0-9_-]+$")] | None = None
+    """Cookie that your application sets."""
+
+
+Router = Literal["Embedded", "Gateway", "None"]
+
+
+class TrafficSpec(ApiObject):
+    """What stands between the clients and the engines."""
+
+    router: Router | None = None
+    """Embedded is a small Envoy of this service; Gateway sets weights in an HTTPRoute; None lets
+    clients reach the pods directly. Default: Embedded for rollout.strategy Canary, else None."""
+    router_replicas: Annotated[int, Field(ge=1, le=16)] = 2
+    """Pods of the embedded router, 1 to 16."""
+    gateway_ref: GatewayRef | None = None
+    """The Gateway that the HTTPRoute belongs to. For router Gateway."""
+    route_name: ObjectName | None = None
+    """An HTTPRoute of yours whose weights are set. For router Gateway. Default: one is made."""
+    session_affinity: SessionAffinity | None = None
+    """What keeps a session on one revision while weights rise. For router Embedded."""
+    track_header: bool = False
+    """Whether clients may choose a revision by the header x-llm-track. For router Embedded."""
+    max_body_bytes: Annotated[int, Field(ge=1024, le=256 << 20)] = 8 << 20
+    """Longest request body, 1024 to 268435456; a longer one gets 413. For router Embedded."""
 
 
 class ServiceSpec(ApiObject):
@@ -328,131 +437,12 @@ class LLMServiceSpec(ApiObject):
     """Engine pods, 0 to 1000."""
     rollout: RolloutSpec = RolloutSpec()
     """How a changed engine replaces the running one."""
+    traffic: TrafficSpec = TrafficSpec()
+    """What stands between the clients and the engines."""
     service: ServiceSpec = ServiceSpec()
     """The Kubernetes Service that clients call."""
     pod_template: PodTemplate | None = None
     """Overlay on the engine pod, merged like `kubectl patch` would (lists by their keys)."""
-
-
-# --- status -------------------------------------------------------------------------------------
-
-Message = Annotated[str, Field(max_length=4096)]
-
-
-class Condition(ApiObject):
-    """metav1.Condition."""
-
-    type: Annotated[str, Field(max_length=64)]
-    """Ready, Reconciling, Stalled, or a condition of this resource."""
-    status: Literal["True", "False", "Unknown"]
-    """True, False or Unknown."""
-    reason: Annotated[str, Field(max_length=64)]
-    """CamelCase word for programs."""
-    message: Message
-    """Sentence for people: what is wrong and what to do."""
-    last_transition_time: Annotated[str, Field(json_schema_extra={"format": "date-time"})]
-    """When `status` last changed."""
-    observed_generation: Annotated[int, Field(ge=0)]
-    """Generation of the spec this is about."""
-
-
-class RevisionStatus(ApiObject):
-    """One revision that has pods or could have them."""
-
-    hash: Annotated[str, Field(max_length=32)]
-    """Hash of everything that makes an engine pod; part of the children's names."""
-    number: Annotated[int, Field(ge=1)]
-    """Counts up with every new revision."""
-    replicas: Annotated[int, Field(ge=0)]
-    """Pods asked for."""
-    ready_replicas: Annotated[int, Field(ge=0)]
-    """Pods that serve."""
-
-
-class EngineStatus(ApiObject):
-    """What the newest revision runs."""
-
-    image: Annotated[str, Field(max_length=512)]
-    """Container image."""
-    version: Annotated[str, Field(max_length=32)]
-    """vLLM minor version whose flag table was used."""
-    arguments: Annotated[tuple[Annotated[str, Field(max_length=4096)], ...], Field(max_length=256)]
-    """Arguments of `vllm serve`."""
-
-
-class PlanStatus(ApiObject):
-    """The memory plan of the newest spec: what fits, before a device is touched."""
-
-    outcome: Literal["Fits", "Marginal", "InfeasiblePlan", "PlanUnknown"]
-    """Fits, Marginal (may not start), InfeasiblePlan (would die), PlanUnknown (nothing known)."""
-    message: Message
-    """The plan in a sentence, or what does not fit and the nearest changes that do."""
-    tensor: Annotated[int, Field(ge=1)] | None = None
-    """Tensor parallel size."""
-    max_model_len: Annotated[int, Field(ge=1)] | None = None
-    """Longest request in tokens."""
-    max_num_seqs: Annotated[int, Field(ge=1)] | None = None
-    """Most requests in one batch."""
-    weights_per_device: Annotated[str, Field(max_length=32)] | None = None
-    """Weights on each device."""
-    kv_cache_per_device: Annotated[str, Field(max_length=32)] | None = None
-    """KV cache on each device."""
-    kv_cache_tokens: Annotated[int, Field(ge=0)] | None = None
-    """Tokens that the KV cache of a replica holds."""
-    max_concurrency: Annotated[str, Field(max_length=32)] | None = None
-    """Requests of maxModelLen that a replica holds at once."""
-
-
-class CapacityStatus(ApiObject):
-    """What a running engine reports of its KV cache; it outranks the plan."""
-
-    revision: Annotated[str, Field(max_length=32)]
-    """Revision that reported."""
-    kv_cache_tokens: Annotated[int, Field(ge=0)]
-    """Tokens that the KV cache of a replica holds."""
-    max_concurrency: Annotated[str, Field(max_length=32)]
-    """Requests of maxModelLen that a replica holds at once."""
-    deviation_percent: int | None = None
-    """How far the plan was off: over 0 when the engine has more than planned."""
-
-
-class LLMServiceStatus(ApiObject):
-    """What is, and what is wrong. Written by the operator only."""
-
-    observed_generation: Annotated[int, Field(ge=0)] | None = None
-    """Generation of the spec that this status is about."""
-    phase: Annotated[str, Field(max_length=32)] | None = None
-    """One word for people: Pending, Loading, Ready, RollingOut, Degraded, Failed, Idle."""
-    url: Annotated[str, Field(max_length=512)] | None = None
-    """Base URL of the OpenAI API inside the cluster."""
-    replicas: Annotated[int, Field(ge=0)] | None = None
-    """Engine pods that exist."""
-    ready_replicas: Annotated[int, Field(ge=0)] | None = None
-    """Engine pods that serve."""
-    selector: Annotated[str, Field(max_length=512)] | None = None
-    """Label selector of the engine pods, for the scale subresource."""
-    stable_revision: Annotated[str, Field(max_length=32)] | None = None
-    """Revision that was last fully rolled out."""
-    updated_revision: Annotated[str, Field(max_length=32)] | None = None
-    """Revision of the newest spec."""
-    revisions: Annotated[
-        tuple[RevisionStatus, ...],
-        Field(max_length=32, json_schema_extra={"x-kubernetes-list-map-keys": ["hash"]}),
-        keyed_by("hash"),
-    ] = ()
-    """Live revisions, newest first."""
-    engine: EngineStatus | None = None
-    """What the newest revision runs."""
-    plan: PlanStatus | None = None
-    """The memory plan of the newest spec."""
-    capacity: CapacityStatus | None = None
-    """What a running engine reports of its KV cache."""
-    conditions: Annotated[
-        tuple[Condition, ...],
-        Field(max_length=16, json_schema_extra={"x-kubernetes-list-map-keys": ["type"]}),
-        keyed_by("type"),
-    ] = ()
-    """Ready, Reconciling and Stalled follow kstatus; the others are this resource's own."""
 
 
 class LLMService(ApiObject):
@@ -471,3 +461,8 @@ def parse_spec(spec: dict[str, Any]) -> LLMServiceSpec:
         pydantic.ValidationError: a field is missing or of the wrong type.
     """
     return LLMServiceSpec.model_validate(spec, by_alias=True, by_name=False)
+
+
+def router_of(spec: LLMServiceSpec) -> Router:
+    """What stands before the engines, given or by default."""
+    return spec.traffic.router or ("Embedded" if spec.rollout.strategy == "Canary" else "None")

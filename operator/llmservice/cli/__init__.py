@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llmservice.adapters.ports import ClusterError
-from llmservice.cli import autoscale, judge, offline, plan
+from llmservice.cli import autoscale, judge, offline, plan, rollout, route_agent
+from llmservice.core.config import Config
 
 _EXIT_UNREACHABLE = 3
 
@@ -41,8 +42,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_offline(commands)
     _add_plan(commands)
     _add_status(commands)
+    rollout.register(commands)
     _add_judge(commands)
     autoscale.register(commands)
+    route_agent.register(commands)
     return parser
 
 
@@ -129,6 +132,18 @@ def _add_operator(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
     command.add_argument("--lease-name", default="llmservice-operator")
     command.add_argument("--port", type=int, default=8080, help="health and metrics")
     command.add_argument("--workers", type=int, default=8, help="reconciles at a time")
+    images = Config()
+    command.add_argument(
+        "--operator-image", default=images.operator_image, help="this one, for routers' agents"
+    )
+    command.add_argument("--router-image", default=images.router_image, help="Envoy, for routers")
+    command.add_argument(
+        "--max-concurrent-rollouts",
+        type=int,
+        default=0,
+        metavar="N",
+        help="canary rollouts at a time, over all services; 0 for any number",
+    )
     command.add_argument(
         "--engine-metrics",
         action=argparse.BooleanOptionalAction,
@@ -140,7 +155,6 @@ def _add_operator(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
 
 def _run_operator(parsed: argparse.Namespace) -> int:
     from llmservice.adapters.kube import Credentials  # noqa: PLC0415
-    from llmservice.core.config import Config  # noqa: PLC0415
     from llmservice.handlers import operator  # noqa: PLC0415
     from llmservice.handlers.config import OperatorConfig  # noqa: PLC0415
 
@@ -153,6 +167,11 @@ def _run_operator(parsed: argparse.Namespace) -> int:
             metrics_port=parsed.port,
             credentials=Credentials(kubeconfig, parsed.context),
             workers=parsed.workers,
-            core=Config(engine_metrics=parsed.engine_metrics),
+            core=Config(
+                operator_image=parsed.operator_image,
+                router_image=parsed.router_image,
+                engine_metrics=parsed.engine_metrics,
+                max_concurrent_rollouts=parsed.max_concurrent_rollouts,
+            ),
         )
     )

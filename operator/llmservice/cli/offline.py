@@ -10,6 +10,7 @@ from typing import Any
 from llmservice.api import names
 from llmservice.api.schema import crd_yaml
 from llmservice.cli.documents import DocumentError, dump_documents, load_documents
+from llmservice.core.config import Config
 from llmservice.core.observed import Manifest, Observed, ServiceKey, ServiceObject
 from llmservice.core.reconcile import desired_children
 from llmservice.core.validation import InvalidSpec, validate_document
@@ -98,7 +99,8 @@ def render_document(document: Manifest, namespace: str | None) -> list[Manifest]
     service = ServiceObject(
         key, metadata.get("uid", RENDER_UID), metadata.get("generation", 1), document["spec"], {}
     )
-    rendered = desired_children(Observed(service, now=datetime.fromtimestamp(0, UTC)))
+    observed = Observed(service, now=datetime.fromtimestamp(0, UTC))
+    rendered = desired_children(observed, Config())
     if isinstance(rendered, InvalidSpec):
         raise DocumentError(rendered.message)
     return rendered

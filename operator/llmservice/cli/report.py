@@ -5,10 +5,12 @@ prints. It judges nothing but when a service has settled, which follows kstatus:
 seen the newest spec, and ``Ready`` is True with nothing under way, or ``Stalled`` is True.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
+
+from llmservice.core.canary.state import AT_REST, Hold, Phase
 
 Service = Mapping[str, Any]
 
@@ -20,6 +22,16 @@ _CONDITIONS = {
     "Stalled": ("waits for a change by you", "not stalled"),
     "Reconciling": ("work is under way", "at rest"),
     "RolloutCapacity": ("rollout", "rollout"),
+}
+_HOLDS = {
+    Hold.Inconclusive: "more requests of the canary; `llmservice promote {name}` does without",
+    Hold.MetricsUnavailable: "metrics of the engines",
+    Hold.NoTraffic: "requests, as nobody asks the canary",
+    Hold.CapacityWait: "a free device",
+    Hold.RouterNotReady: "the routers",
+    Hold.StableNotReady: "a ready pod of the stable revision",
+    Hold.GateWait: "a gate; `llmservice promote {name}` does without",
+    Hold.RolloutQueue: "rollouts of other services",
 }
 _UNITS = (("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1))
 
@@ -65,9 +77,35 @@ def summary(service: Service) -> str:
         return f"{name}: {phase}: no operator has looked at it yet"
     if not is_current(service):
         return f"{name}: {phase}: the operator has not looked at the newest spec yet"
+    if _is_moving(service):
+        rollout = status["rollout"]
+        return f"{_headline(service)}: {rollout.get('message', '')}"
     shown = conditions(service)
     telling = shown.get("Stalled") or shown.get("Ready", {})
     return f"{name}: {phase}: {telling.get('message', '')}"
+
+
+def news(service: Service) -> Sequence[str]:
+    """What a new line is worth: the summary, without the numbers of a rollout's evidence."""
+    if not is_current(service) or not _is_moving(service):
+        return (summary(service),)
+    rollout = service["status"]["rollout"]
+    verdicts = [f"{check['verdict']} {check['check']}" for check in rollout.get("checks", ())]
+    return (_headline(service), rollout.get("reason", ""), *verdicts)
+
+
+def evidence(service: Service) -> Iterator[str]:
+    """What the guardrails say of a rollout that is under way, and what it waits for."""
+    if is_current(service) and _is_moving(service):
+        yield from _check_lines(service)
+        yield from _wait_lines(service)
+
+
+def place(rollout: Mapping[str, Any]) -> str:
+    """Where a rollout is, for instance ``step 2 of 3 (25% of the requests)``."""
+    step, steps, weight = rollout.get("step", 0), rollout.get("steps", 0), rollout.get("weight", 0)
+    where = f"step {step} of {steps}" if 0 < step <= steps else "the end" if step else "the start"
+    return f"{where} ({weight}% of the requests)"
 
 
 def describe(service: Service, now: datetime) -> Iterator[str]:
@@ -80,6 +118,7 @@ def describe(service: Service, now: datetime) -> Iterator[str]:
     wanted = spec.get("replicas", 1)
     yield _row("replicas", f"{status.get('readyReplicas', 0)} of {wanted} ready")
     yield from _rows("state", _condition_lines(service, now))
+    yield from _rows("rollout", _rollout_lines(service, now))
     yield from _rows("revisions", _revision_lines(status))
     yield from _rows("kv cache", _cache_lines(status.get("plan", {}), status.get("capacity", {})))
     yield from _rows("engine", _engine_lines(status.get("engine", {})))
@@ -112,12 +151,67 @@ def _condition_line(name: str, condition: Mapping[str, Any], now: datetime) -> s
     return f"{words} ({', '.join(part for part in (reason, since) if part)}): {message}"
 
 
+def _is_moving(service: Service) -> bool:
+    """Whether a rollout is what matters: nothing worse is to be told."""
+    phase = (service.get("status", {}).get("rollout") or {}).get("phase", Phase.Stable)
+    shown = conditions(service)
+    serves = shown.get("Ready", {}).get("status") == "True" and "Stalled" not in shown
+    return phase not in AT_REST and serves
+
+
+def _headline(service: Service) -> str:
+    status = service["status"]
+    rollout, phase = status["rollout"], status.get("phase", "Pending")
+    return f"{service['metadata']['name']}: {phase}: {rollout['phase']}, {place(rollout)}"
+
+
+def _rollout_lines(service: Service, now: datetime) -> Iterator[str]:
+    rollout = service.get("status", {}).get("rollout") or {}
+    if rollout.get("phase", Phase.Stable) == Phase.Stable:
+        return
+    why = [rollout.get("reason", ""), _age(rollout.get("since"), now)]
+    message = rollout.get("message", "")
+    yield f"{rollout['phase']}{_in_brackets([part for part in why if part])}: {message}"
+    if canary := rollout.get("canaryRevision"):
+        judged = rollout.get("canaryRequests")
+        requests = "" if judged is None else f"; {judged} requests judged"
+        yield f"{place(rollout)} for {canary}{requests}"
+    yield from _check_lines(service)
+    yield from _wait_lines(service)
+
+
+def _check_lines(service: Service) -> Iterator[str]:
+    for check in service["status"]["rollout"].get("checks", ()):
+        label, message = check["check"], check["message"]
+        said = message if message.startswith(label) else f"{label}: {message}"
+        yield f"{check['verdict']}: {said}"
+
+
+def _wait_lines(service: Service) -> Iterator[str]:
+    """At most one: what must happen for it to go on."""
+    name, rollout = service["metadata"]["name"], service["status"]["rollout"]
+    if rollout["phase"] == Phase.Paused:
+        yield (
+            f"waits for you: `llmservice resume {name}` goes on, `llmservice abort {name}` takes"
+            " the requests back"
+        )
+    elif rollout["phase"] == Phase.Aborted:
+        yield f"waits for a change of the spec, or `llmservice retry {name}`"
+    elif hold := _HOLDS.get(rollout.get("reason", "")):
+        yield f"waits for {hold.format(name=name)}"
+
+
 def _revision_lines(status: Mapping[str, Any]) -> Iterator[str]:
+    rollout = status.get("rollout") or {}
     for revision in status.get("revisions", ()):
         roles = [
             role
-            for role, field in (("newest", "updatedRevision"), ("stable", "stableRevision"))
-            if status.get(field) == revision["hash"]
+            for role, found in (
+                ("newest", status.get("updatedRevision")),
+                ("stable", status.get("stableRevision")),
+                ("canary", rollout.get("canaryRevision")),
+            )
+            if found == revision["hash"]
         ]
         counts = f"{revision['readyReplicas']} of {revision['replicas']} ready"
         yield f"{revision['number']}. {revision['hash']} {counts}{_in_brackets(roles)}"

@@ -10,8 +10,8 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,16 @@ from llmservice.adapters.ports import Cluster, ClusterError, Gone, NotFound, Una
 from llmservice.adapters.resources import LLM_SERVICE
 from llmservice.adapters.rest import RestCluster
 from llmservice.api import names
-from llmservice.cli.report import Service, Verdict, as_json, describe, summary, verdict
+from llmservice.cli.report import (
+    Service,
+    Verdict,
+    as_json,
+    describe,
+    evidence,
+    news,
+    summary,
+    verdict,
+)
 
 EXIT_READY = 0
 EXIT_NOT_READY = 1
@@ -45,14 +54,25 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 async def _run(arguments: argparse.Namespace) -> int:
-    kubeconfig = Path(arguments.kubeconfig) if arguments.kubeconfig else None
-    connection = await Connection.open(Credentials(kubeconfig, arguments.context))
-    cluster = RestCluster(connection)
-    question = _Question(cluster, arguments.namespace or connection.namespace, arguments.name)
-    try:
+    async with connected(arguments) as (cluster, namespace):
+        question = _Question(cluster, namespace, arguments.name)
         if arguments.watch:
             return await _Watch(question, as_lines=arguments.output == "text").until_settled()
         return _show(await question.services(), question, arguments.output)
+
+
+@asynccontextmanager
+async def connected(arguments: argparse.Namespace) -> AsyncIterator[tuple[Cluster, str]]:
+    """The cluster and the namespace that a command's arguments mean.
+
+    Raises:
+        ClusterError: no kubeconfig is usable.
+    """
+    kubeconfig = Path(arguments.kubeconfig) if arguments.kubeconfig else None
+    connection = await Connection.open(Credentials(kubeconfig, arguments.context))
+    cluster = RestCluster(connection)
+    try:
+        yield cluster, arguments.namespace or connection.namespace
     finally:
         await cluster.close()
 
@@ -105,7 +125,7 @@ class _Watch:
         self._question = question
         self._as_lines = as_lines
         self._live: dict[str, Service] = {}
-        self._said: dict[str, str] = {}
+        self._said: dict[str, Sequence[str]] = {}
         self._waiting_since = utc_now()
 
     async def until_settled(self) -> int:
@@ -158,8 +178,8 @@ class _Watch:
         for service in services:
             name = service["metadata"]["name"]
             self._live[name] = service
-            if self._said.get(name) != summary(service):
-                self._said[name] = summary(service)
+            if self._said.get(name) != news(service):
+                self._said[name] = news(service)
                 self._say(service)
         if not self._live:
             self._note(self._question.nothing)
@@ -173,6 +193,8 @@ class _Watch:
         if self._as_lines:
             moment = utc_now().astimezone().strftime("%H:%M:%S")
             _print(f"{moment} {_coloured(summary(service), service)}")
+            for line in evidence(service):
+                _print(f"{'':<{len(moment)}} {line}")
         else:
             _print(json.dumps(as_json(service)))
 

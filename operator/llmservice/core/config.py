@@ -8,8 +8,14 @@ class Config:
     """Settings of the operator that are the same for all services."""
 
     operator_version: str = "0.1.0"
+    operator_image: str = "localhost/llmservice/operator:0.1.0"
+    """Runs in routers' pods too, as the agent that writes Envoy's files."""
+    router_image: str = "localhost/llmservice/router:0.1.0"
+    """Envoy."""
     cluster_domain: str = "cluster.local"
     revision_history_limit: int = 10
     """Old ControllerRevisions kept per service, so that a revert finds its exact pod template."""
     engine_metrics: bool = True
     """Ask engines what their KV cache holds; the operator must reach pods by their address."""
+    max_concurrent_rollouts: int = 0
+    """Canary rollouts under way at a time, over all services; 0 for any number."""

@@ -8,7 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from llmservice.core.judge.scrapes import Baselines
 from llmservice.core.observed import ChildRef, Manifest
+from llmservice.core.questions import Question
+from llmservice.core.router.gateway import WeightPatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +68,11 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Carry out in this order: apply, delete, status, events, then look again."""
+    """Carry out in this order: apply, patch, delete, status, events, then look again."""
 
     apply: tuple[Apply, ...] = ()
+    patch_route: WeightPatch | None = None
+    """Weights in somebody else's HTTPRoute."""
     delete: tuple[Delete, ...] = ()
     status: Mapping[str, Any] | None = None
     """The whole status to apply, or None when the live one already says this."""
@@ -75,4 +80,10 @@ class Decision:
     read_logs: tuple[LogRequest, ...] = ()
     read_metrics: MetricsRequest | None = None
     """Nothing waits for it: what came of it is in a later :class:`Observed`."""
+    ask: tuple[Question, ...] = ()
+    """Put to the pods at once, unless the same is open: the service is looked at again when they
+    have answered. How often to ask is decided here; a pod that is not reached answers at once."""
+    baselines: Mapping[str, Baselines] | None = None
+    """Track hash -> baselines, to be kept in memory once the status is written; None to leave them.
+    All tracks: one that is not named is forgotten."""
     requeue_after_seconds: float | None = None

@@ -11,7 +11,10 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
+from llmservice.core.canary.queue import Place
 from llmservice.core.failures import ContainerState
+from llmservice.core.judge.scrapes import Baselines
+from llmservice.core.questions import Answer, Topic
 
 Manifest = dict[str, Any]
 """A Kubernetes object as it goes over the wire."""
@@ -49,6 +52,8 @@ class ServiceObject:
     spec: Mapping[str, Any]
     status: Mapping[str, Any]
     deleting: bool = False
+    action: str | None = None
+    """What a person asks of a rollout, unparsed; a change of it leaves ``generation`` as it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +67,20 @@ class DeploymentFacts:
     ready_replicas: int
     failure: str | None = None
     """Message of the ``ReplicaFailure`` condition (quota, admission), if it is True."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobFacts:
+    """How a Job has ended, if it has."""
+
+    succeeded: bool = False
+    failed: str = ""
+    """Reason and message of the end; empty while it has not failed."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing of it runs any more."""
+        return self.succeeded or bool(self.failed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +114,15 @@ class Child:
     """It is going away: it has a deletion timestamp, or its owner is gone (garbage collection)."""
     deployment: DeploymentFacts | None = None
     revision: RevisionFacts | None = None
+    job: JobFacts | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class PodFacts:
-    """The part of an engine pod that tells whether it serves, and if not, why."""
+    """The part of a pod that tells whether it serves, and if not, why.
+
+    Of a router's pod, ``container`` and ``running`` tell nothing: it has no engine.
+    """
 
     name: str
     uid: str
@@ -113,12 +136,14 @@ class PodFacts:
     """``status.reason`` of a failed pod, for instance ``Evicted``."""
     deleting: bool = False
     container: ContainerState | None = None
-    """State of the engine container; None before the kubelet reported one."""
+    """State of the engine's or bench's container; None before the kubelet reported one."""
     running: bool = False
     """It runs now; if it ended before, ``container`` tells of that end, and its log is that of
     the previous run."""
     address: str = ""
     """Its IP address, of either family; empty before it has one."""
+    job: str = ""
+    """Name of the Job that it is of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,9 +199,20 @@ class Observed:
     now: datetime
     children: Mapping[ChildRef, Child] = field(default_factory=dict)
     pods: tuple[PodFacts, ...] = ()
+    """Engine pods."""
     crash_logs: Mapping[str, CrashLog] = field(default_factory=dict)
     """Pod uid -> the log of its last crash that was read."""
     metrics_reads: Mapping[str, MetricsRead] = field(default_factory=dict)
     """Pod uid -> what came of reading its metrics."""
     apply_errors: tuple[ApplyError, ...] = ()
     """What went wrong when this very decision was last carried out."""
+    routers: tuple[PodFacts, ...] = ()
+    """Router pods; none of them is in ``pods``."""
+    bench_pods: tuple[PodFacts, ...] = ()
+    """Pods of bench Jobs; none of them is in ``pods``."""
+    answers: Mapping[Topic, Answer] = field(default_factory=dict)
+    """Topic of a question -> the last answer: ``answers.get((ReadEngine, pod.uid))``."""
+    baselines: Mapping[str, Baselines] = field(default_factory=dict)
+    """Track hash -> what :attr:`Decision.baselines` last said of it; empty for a new leader."""
+    other_rollouts: tuple[Place, ...] = ()
+    """Of other services, those under way."""

@@ -21,7 +21,13 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from llmservice.api import names
+from llmservice.api.gates import BenchGate
+from llmservice.api.v1alpha1 import router_of
 from llmservice.core import health, status
+from llmservice.core.canary.director import Course, Subject, direct, rollout_status, summary
+from llmservice.core.canary.gates import open_bench
+from llmservice.core.canary.intent import as_canary
+from llmservice.core.canary.state import Hold, Phase
 from llmservice.core.capacity import capacity_status, next_read
 from llmservice.core.config import Config
 from llmservice.core.decision import Apply, Decision, Delete
@@ -29,9 +35,11 @@ from llmservice.core.observed import Child, ChildRef, DeploymentFacts, Manifest,
 from llmservice.core.ownership import lost_fields
 from llmservice.core.planning import plan_status
 from llmservice.core.resources import children as build
+from llmservice.core.resources.bench import build_bench
 from llmservice.core.resources.pod import build_pod_template
 from llmservice.core.revisions import Revision, content_hash, revision_hash, unpack_revision
 from llmservice.core.rollout import Capacity, NoRoom, RolloutInput, RolloutPlan, plan_rollout
+from llmservice.core.router.gateway import ROUTE_KIND
 from llmservice.core.validation import InvalidSpec, ValidSpec, is_refused, validate_spec
 
 
@@ -45,6 +53,8 @@ class _Situation:
     stored: Mapping[str, Revision]
     deployments: Mapping[str, DeploymentFacts]
     rollout: RolloutPlan
+    course: Course | None
+    """Of a canary rollout; None where pods are simply replaced."""
     making_room: bool
     """A new pod that waits for a place is about to get one from an old pod."""
 
@@ -62,28 +72,31 @@ def reconcile(observed: Observed, config: Config) -> Decision:
         plan = plan_status(valid.plan.memory)
         problem = status.Problem(status.Reason.InfeasiblePlan, plan["message"], stalled=True)
         return _refuse(observed, problem, plan)
-    situation = _assess(observed, valid)
+    situation = _assess(observed, valid, config)
     new_status = _status(situation, config)
     changed = new_status != service.status
     to_read = next_read(observed, situation.target.hash) if config.engine_metrics else None
     request, read_in = to_read or (None, 0.0)
     return Decision(
-        apply=tuple(_to_apply(situation)),
+        apply=tuple(_to_apply(situation, config)),
         delete=tuple(_to_delete(situation, config)),
         status=new_status if changed else None,
         events=status.status_events(service.status, new_status) if changed else (),
         read_logs=tuple(health.logs_to_read(observed)),
         read_metrics=request if read_in <= 0 else None,
+        ask=situation.course.ask if situation.course else (),
+        patch_route=situation.course.router.patch() if situation.course else None,
+        baselines=situation.course.look.baselines if situation.course else None,
         requeue_after_seconds=_requeue_after(situation, read_in),
     )
 
 
-def desired_children(observed: Observed) -> list[Manifest] | InvalidSpec:
+def desired_children(observed: Observed, config: Config) -> list[Manifest] | InvalidSpec:
     """Every child as it should be, live or not; what ``llmservice render`` prints."""
     valid = validate_spec(observed.service.key.name, observed.service.spec)
     if isinstance(valid, InvalidSpec):
         return valid
-    return [_stamped(manifest) for manifest in _desired(_assess(observed, valid))]
+    return [_stamped(manifest) for manifest in _desired(_assess(observed, valid, config), config)]
 
 
 def _refuse(
@@ -112,30 +125,48 @@ def _refuse(
     return Decision(status=new, events=status.status_events(service.status, new))
 
 
-def _assess(observed: Observed, valid: ValidSpec) -> _Situation:
+def _assess(observed: Observed, valid: ValidSpec, config: Config) -> _Situation:
     stored = _stored_revisions(observed)
     target = _target_revision(observed, valid, stored)
     deployments = {
         child.ref.name.removeprefix(f"{observed.service.key.name}-"): child.deployment
         for child in observed.children.values()
         if child.deployment is not None and not child.deleting
+        if child.ref.name != names.router_name(observed.service.key.name)
     }
     no_room = _no_room(observed, target, stored, deployments)
     policy = valid.spec.rollout
-    rollout = plan_rollout(
-        RolloutInput(
-            target=target.hash,
-            wanted=valid.spec.replicas,
-            deployments=deployments,
-            policy=policy,
-            no_room=no_room,
-            now=observed.now,
-            replacing=_replacing_because(observed, target) is not None,
-        )
+    known = {**stored, target.hash: target}
+    limit = config.max_concurrent_rollouts
+    course = direct(Subject(observed, as_canary(valid.spec), target.hash, known, no_room, limit))
+    given = RolloutInput(
+        target=target.hash,
+        wanted=valid.spec.replicas,
+        deployments=deployments,
+        policy=policy,
+        no_room=no_room,
+        now=observed.now,
+        replacing=_replacing_because(observed, target) is not None,
     )
+    rollout = plan_rollout(given) if course is None else _as_plan(course, given)
     stopping = any(pod.deleting for pod in observed.pods)
     making_room = stopping or bool(no_room and no_room.freeing_helps and policy.capacity != "Surge")
-    return _Situation(observed, valid, target, stored, deployments, rollout, making_room)
+    return _Situation(observed, valid, target, stored, deployments, rollout, course, making_room)
+
+
+def _as_plan(course: Course, given: RolloutInput) -> RolloutPlan:
+    """A canary's course in the words of every rollout."""
+    now = course.rollout
+    facts = given.deployments.get(given.target)
+    ready = min(facts.ready_replicas, facts.replicas) if facts else 0
+    waits = now.hold is Hold.CapacityWait
+    return RolloutPlan(
+        replicas=course.pods,
+        capacity=Capacity(now.capacity),
+        why=(now.hold_message if waits else now.message) or "no canary is under way",
+        complete=now.phase is Phase.Stable and now.stable == given.target and ready >= given.wanted,
+        waiting=waits,
+    )
 
 
 def _stored_revisions(observed: Observed) -> dict[str, Revision]:
@@ -222,11 +253,11 @@ def _replacing_because(observed: Observed, target: Revision) -> str | None:
 # --- children -----------------------------------------------------------------------------------
 
 
-def _desired(situation: _Situation) -> Iterator[Manifest]:
+def _desired(situation: _Situation, config: Config) -> Iterator[Manifest]:
     """In the order in which they are applied: what pods need comes before pods."""
-    service, spec = situation.observed.service, situation.valid.spec
+    service, spec, course = situation.observed.service, situation.valid.spec, situation.course
     yield build.build_service_account(service)
-    yield build.build_entry_service(service, spec)
+    yield course.router.entry() if course else build.build_entry_service(service, spec)
     yield build.build_disruption_budget(service)
     for hash_, replicas in sorted(situation.rollout.replicas.items()):
         is_target = hash_ == situation.target.hash
@@ -236,6 +267,21 @@ def _desired(situation: _Situation) -> Iterator[Manifest]:
         yield build.build_controller_revision(service, revision)
         yield build.build_headless_service(service, hash_)
         yield build.build_deployment(service, spec, revision, replicas)
+    if course is not None:
+        yield from course.router.children(config)
+    if (bench := _wanted_bench(situation)) is not None:
+        yield build_bench(service, *bench, config)
+
+
+def _wanted_bench(situation: _Situation) -> tuple[str, BenchGate, Revision] | None:
+    """The Job whose figures a gate waits for: name, what it runs, whose pods answer."""
+    if situation.course is None:
+        return None
+    rollout = situation.course.rollout
+    found = open_bench(rollout, situation.valid.spec.rollout, situation.observed.service)
+    revisions = {**situation.stored, situation.target.hash: situation.target}
+    canary = revisions.get(rollout.canary or "")
+    return None if found is None or canary is None else (*found, canary)
 
 
 def _stamped(manifest: Manifest) -> Manifest:
@@ -244,8 +290,8 @@ def _stamped(manifest: Manifest) -> Manifest:
     return {**manifest, "metadata": {**manifest["metadata"], "annotations": annotations}}
 
 
-def _to_apply(situation: _Situation) -> Iterator[Apply]:
-    for manifest in map(_stamped, _desired(situation)):
+def _to_apply(situation: _Situation, config: Config) -> Iterator[Apply]:
+    for manifest in map(_stamped, _desired(situation, config)):
         ref = ChildRef(manifest["kind"], manifest["metadata"]["name"])
         live = situation.observed.children.get(ref)
         if not _is_current(live, manifest, situation.observed.service.uid):
@@ -257,30 +303,42 @@ def _is_current(live: Child | None, manifest: Manifest, owner_uid: str) -> bool:
         return False
     if live.deleting or live.controller_uid not in (None, owner_uid):
         return True  # written when it is gone; another controller's object is not ours to touch
+    if live.job is not None:
+        return True  # its pod cannot be changed
     digest = manifest["metadata"]["annotations"][names.APPLIED_HASH_ANNOTATION]
     return live.applied_hash == digest and not lost_fields(manifest, live.owned_fields)
 
 
 def _to_delete(situation: _Situation, config: Config) -> Iterator[Delete]:
-    """Once the target is alone: the other revisions' objects, and history over the limit."""
-    if not situation.rollout.complete:
+    """What is not needed any more: of revisions, of history over the limit, of routers."""
+    if situation.course is None and not situation.rollout.complete:
         return
-    prefix = f"{situation.observed.service.key.name}-"
-    others = sorted(
-        (r for r in situation.stored.values() if r.hash != situation.target.hash),
-        key=lambda revision: revision.number,
-        reverse=True,
-    )
-    kept = {situation.target.hash} | {r.hash for r in others[: config.revision_history_limit]}
+    service = situation.observed.service.key.name
+    live = set(situation.course.pods) if situation.course else {situation.target.hash}
+    kept = live | {situation.target.hash} | set(_history(situation, config))
+    bench = _wanted_bench(situation)
     for ref, child in sorted(situation.observed.children.items()):
         if child.deleting or child.controller_uid != situation.observed.service.uid:
             continue
-        hash_ = ref.name.removeprefix(prefix)
-        superseded = hash_ != situation.target.hash and (
-            ref.kind == "Deployment" or (ref.kind == "Service" and ref.name.startswith(prefix))
-        )
-        if superseded or (ref.kind == "ControllerRevision" and hash_ not in kept):
+        if ref.name == names.router_name(service) or ref.kind == ROUTE_KIND:
+            gone = situation.course is None or not situation.course.router.keeps(ref)
+        elif ref.kind == "ControllerRevision":
+            gone = ref.name not in {names.revision_name(service, hash_) for hash_ in kept}
+        elif ref.kind == "Deployment" or (ref.kind == "Service" and ref.name != service):
+            gone = ref.name not in {names.revision_name(service, hash_) for hash_ in live}
+        elif child.job is not None:
+            gone = not child.job.ended and (bench is None or ref.name != bench[0])
+        else:
+            gone = False
+        if gone:
             yield Delete(ref, child.uid)
+
+
+def _history(situation: _Situation, config: Config) -> Iterator[str]:
+    """The newest revisions besides that of the spec."""
+    others = (r for r in situation.stored.values() if r.hash != situation.target.hash)
+    newest = sorted(others, key=lambda revision: revision.number, reverse=True)
+    return (revision.hash for revision in newest[: config.revision_history_limit])
 
 
 # --- status -------------------------------------------------------------------------------------
@@ -301,15 +359,20 @@ def _status(situation: _Situation, config: Config) -> dict[str, Any]:
         ready=ready,
         rolled_out=rollout.complete,
         rolling=rolling,
-        problem=health.find_problem(
+        problem=_rejection(situation)
+        or health.find_problem(
             observed,
             target.hash,
             situation.deployments.get(target.hash),
             making_room=situation.making_room,
         ),
         capacity=_capacity(situation, rolling=rolling),
+        rollout=summary(situation.course) if situation.course else "",
     )
+    course = situation.course
     stable = target.hash if rollout.complete else old.get("stableRevision")
+    if course is not None:
+        stable = course.after.stable
     new = {
         "observedGeneration": service.generation,
         "phase": status.phase(progress),
@@ -324,6 +387,7 @@ def _status(situation: _Situation, config: Config) -> dict[str, Any]:
         "stableRevision": stable,
         "updatedRevision": target.hash,
         "revisions": _revision_statuses(situation),
+        "rollout": rollout_status(course, situation.valid.spec) if course else None,
         "engine": {
             "image": target.engine["image"],
             "version": target.version,
@@ -334,6 +398,18 @@ def _status(situation: _Situation, config: Config) -> dict[str, Any]:
         "conditions": status.build_conditions(observed, progress),
     }
     return {key: value for key, value in new.items() if value is not None}
+
+
+def _rejection(situation: _Situation) -> status.Problem | None:
+    """That the newest revision was turned down, until the spec changes or a person asks again."""
+    course = situation.course
+    if course is None or course.after.phase is not Phase.Aborted:
+        return None
+    message = (
+        f"revision {situation.target.hash} was turned down: {course.after.message}; change the"
+        f" spec, or try again with `llmservice retry {situation.observed.service.key.name}`"
+    )
+    return status.Problem(status.Reason.RolloutAborted, message, stalled=True)
 
 
 def _capacity(situation: _Situation, *, rolling: bool) -> tuple[str, str, str] | None:
@@ -378,6 +454,11 @@ def _revision_statuses(situation: _Situation) -> list[dict[str, Any]]:
 
 def _requeue_after(situation: _Situation, read_in: float) -> float | None:
     pauses = [read_in] if read_in > 0 else []
+    if situation.course is not None and situation.course.again_in is not None:
+        pauses.append(situation.course.again_in)
+    is_routed = router_of(situation.valid.spec) != "None"
+    if situation.course is None and situation.rollout.complete and is_routed:
+        pauses.append(0.0)  # a course starts from the status that is about to be written
     at = situation.rollout.check_again_at
     if at is not None:
         pauses.append(max(0.0, (at - situation.observed.now) / timedelta(seconds=1)))

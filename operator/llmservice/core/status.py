@@ -7,12 +7,13 @@ a rollout goes, and why). A timestamp moves only when its condition's status fli
 unchanged service is never written.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
+from llmservice.core.canary.state import Hold, Phase, load_rollout
 from llmservice.core.decision import Event
 from llmservice.core.observed import Observed
 
@@ -42,10 +43,15 @@ class Reason(StrEnum):
     InfeasiblePlan = "InfeasiblePlan"  # the engine would load its weights and die
     ChildConflict = "ChildConflict"  # an object of a child's name belongs to someone else
     ChildRefused = "ChildRefused"  # the API server refuses a child
+    RolloutAborted = "RolloutAborted"  # the newest revision was turned down, the old one serves
     PodsRefused = "PodsRefused"  # a quota or an admission policy refuses the pods
 
 
 _UNDER_WAY = (Reason.Loading, Reason.RollingOut)
+_ALARMING = (Phase.Aborting, Phase.Aborted, Phase.Superseding)
+_PATIENT = (Hold.Inconclusive, Hold.GateWait)
+CANARY_ACTION = "Canary"
+"""Action of the events that tell of a canary rollout's transitions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +77,8 @@ class Progress:
     problem: Problem | None
     capacity: tuple[str, str, str] | None = None
     """Status, reason and message of RolloutCapacity."""
+    rollout: str = ""
+    """Where a canary rollout is, in a sentence."""
 
 
 def build_conditions(observed: Observed, progress: Progress) -> list[dict[str, Any]]:
@@ -100,7 +108,8 @@ def _ready(progress: Progress) -> tuple[str, str, str]:
         return "True", Reason.ScaledToZero, "spec.replicas is 0"
     if progress.rolling:
         status = "True" if progress.ready else "False"
-        return status, Reason.RollingOut, f"the newest revision is being rolled out; {counts}"
+        what = progress.rollout or "the newest revision is being rolled out"
+        return status, Reason.RollingOut, f"{what}; {counts}"
     if progress.ready == 0:
         return "False", Reason.Loading, f"the model is loading; {counts}"
     if progress.ready < progress.wanted or not progress.rolled_out:
@@ -166,8 +175,24 @@ def status_events(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[Event
     if before and after and before != after:
         message = f"Revision {after} serves; {before} is removed"
         events.append(Event("Normal", "RolloutCompleted", "Rollout", message))
+    events.extend(_canary_events(old.get("rollout") or {}, new.get("rollout") or {}))
     events.extend(_ready_events(_by_type(old), _by_type(new)))
     return tuple(events)
+
+
+def _canary_events(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Event]:
+    """One for each transition of a canary rollout, and one when it begins to wait."""
+    before, after = load_rollout(old.get("state")), load_rollout(new.get("state"))
+    if before is None or after is None:
+        return
+    if after.reason and (before.phase, before.since) != (after.phase, after.since):
+        alarming = after.phase in _ALARMING
+        message = f"{after.phase}: {after.message}"
+        yield Event("Warning" if alarming else "Normal", after.reason, CANARY_ACTION, message)
+    if after.hold and after.hold is not before.hold:
+        patient = after.hold in _PATIENT
+        kind: Literal["Normal", "Warning"] = "Normal" if patient else "Warning"
+        yield Event(kind, after.hold, CANARY_ACTION, after.hold_message)
 
 
 def _ready_events(

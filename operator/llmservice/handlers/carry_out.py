@@ -1,4 +1,4 @@
-"""The single steps of a decision: apply or delete a child, read a crashed container's log.
+"""The single steps of a decision: apply or delete a child, patch a route, read a crash's log.
 
 Says what came of each: done, refused for good (an :class:`ApplyError`, which belongs in the
 status), or a :class:`ClusterError` that another try may get past. What is not ours is not touched.
@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from llmservice.adapters import projection
+from llmservice.adapters.clock import utc_now
 from llmservice.adapters.ports import (
     Cluster,
     ClusterError,
@@ -21,7 +22,7 @@ from llmservice.adapters.ports import (
     TooManyRequests,
     Unavailable,
 )
-from llmservice.adapters.resources import CHILDREN
+from llmservice.adapters.resources import HTTP_ROUTE, WRITTEN
 from llmservice.adapters.store import Store
 from llmservice.api import names
 from llmservice.core.decision import Apply, Delete, LogRequest
@@ -33,6 +34,8 @@ from llmservice.core.observed import (
     ServiceKey,
     ServiceObject,
 )
+from llmservice.core.questions import Answer, ReadRoute, RouteReading
+from llmservice.core.router.gateway import WeightPatch
 
 _log = logging.getLogger(__name__)
 
@@ -76,7 +79,7 @@ class CarryOut:
     async def _apply(
         self, service: ServiceObject, apply: Apply, child: Child | None
     ) -> ApplyError | None:
-        resource = CHILDREN[apply.ref.kind]
+        resource = WRITTEN[apply.ref.kind]
         if child is not None and not _is_ours(child, service.uid):
             return _foreign(apply, child)
         try:
@@ -108,11 +111,40 @@ class CarryOut:
         )
         return await self._cluster.apply(resource, namespace, pinned_manifest, **how)
 
+    async def patch_route(self, key: ServiceKey, patch: WeightPatch) -> None:
+        """Set weights in somebody else's route; the store gets to know how it is afterwards.
+
+        Raises:
+            ClusterError: it may work the next time.
+        """
+        try:
+            reading = await self._patch_route(key.namespace, patch)
+        except NotFound:
+            reading = RouteReading(None)
+        question = ReadRoute(key.namespace, patch.route)
+        self._store.put_answer(key, question, Answer(utc_now(), reading))
+
+    async def _patch_route(self, namespace: str, patch: WeightPatch) -> RouteReading:
+        try:
+            live = await self._cluster.patch(
+                HTTP_ROUTE,
+                namespace,
+                patch.route,
+                patch.operations,
+                field_manager=names.TRAFFIC_MANAGER,
+            )
+        except (Conflict, Forbidden, Invalid) as error:
+            live = await self._cluster.get(HTTP_ROUTE, namespace, patch.route)
+            if live["metadata"]["generation"] != patch.generation:
+                return RouteReading(live)  # its owner changed it meanwhile
+            return RouteReading(live, f"{HTTP_ROUTE.kind}/{patch.route}: {error}")
+        return RouteReading(live)
+
     async def delete(self, key: ServiceKey, delete: Delete) -> None:
         """Delete one child, if it is the one that was meant."""
         try:
             await self._cluster.delete(
-                CHILDREN[delete.ref.kind], key.namespace, delete.ref.name, uid=delete.uid
+                WRITTEN[delete.ref.kind], key.namespace, delete.ref.name, uid=delete.uid
             )
         except Conflict:
             _log.info("%s: %s is another object by now; left alone", key, delete.ref)
@@ -141,7 +173,7 @@ class CarryOut:
 
     async def _meet(self, key: ServiceKey, apply: Apply) -> Child:
         """The object is not the one we know: look at it."""
-        resource = CHILDREN[apply.ref.kind]
+        resource = WRITTEN[apply.ref.kind]
         try:
             live = await self._cluster.get(resource, key.namespace, apply.ref.name)
         except NotFound:

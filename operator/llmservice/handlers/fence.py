@@ -5,7 +5,7 @@ end. Reads pass freely. What is written is not this module's business.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from llmservice.adapters.ports import (
@@ -46,6 +46,7 @@ class FencedCluster:
         namespace: str | None,
         *,
         label_selector: str = "",
+        field_selector: str = "",
         limit: int = 500,
         continue_token: str | None = None,
     ) -> ListPage:
@@ -54,6 +55,7 @@ class FencedCluster:
             resource,
             namespace,
             label_selector=label_selector,
+            field_selector=field_selector,
             limit=limit,
             continue_token=continue_token,
         )
@@ -64,11 +66,16 @@ class FencedCluster:
         namespace: str | None,
         *,
         label_selector: str = "",
+        field_selector: str = "",
         resource_version: str,
     ) -> AsyncIterator[WatchEvent]:
         """Passed on."""
         return self._cluster.watch(
-            resource, namespace, label_selector=label_selector, resource_version=resource_version
+            resource,
+            namespace,
+            label_selector=label_selector,
+            field_selector=field_selector,
+            resource_version=resource_version,
         )
 
     async def get(self, resource: Resource, namespace: str, name: str) -> Manifest:
@@ -121,6 +128,24 @@ class FencedCluster:
             "merge",
             resource.kind,
             lambda: self._cluster.merge(resource, namespace, manifest, field_manager=field_manager),
+        )
+
+    async def patch(
+        self,
+        resource: Resource,
+        namespace: str,
+        name: str,
+        operations: Sequence[Mapping[str, Any]],
+        *,
+        field_manager: str,
+    ) -> Manifest:
+        """Fenced."""
+        return await self._write(
+            "patch",
+            resource.kind,
+            lambda: self._cluster.patch(
+                resource, namespace, name, operations, field_manager=field_manager
+            ),
         )
 
     async def create(

@@ -20,19 +20,23 @@ from collections.abc import Coroutine, Mapping
 from contextlib import suppress
 from typing import Any
 
-from llmservice.adapters.engine_metrics import EngineMetrics
 from llmservice.adapters.events import EventRecorder
 from llmservice.adapters.kube import Connection
+from llmservice.adapters.pod_questions import PodQuestions
 from llmservice.adapters.ports import ClusterError, NotFound
 from llmservice.adapters.reflector import Reflector
 from llmservice.adapters.resources import CHILDREN, LLM_SERVICE, POD
 from llmservice.adapters.rest import RestCluster
+from llmservice.adapters.route_questions import read_route
 from llmservice.adapters.store import Change, Store, Touched
 from llmservice.adapters.telemetry import HealthServer, Telemetry
+from llmservice.adapters.webhooks import Webhooks
 from llmservice.api import names
+from llmservice.core.decision import MetricsRequest
+from llmservice.core.questions import CallGate, Question, ReadRoute
 from llmservice.core.reconcile import reconcile
+from llmservice.handlers.asking import Asking, Content
 from llmservice.handlers.config import OperatorConfig
-from llmservice.handlers.engines import EngineReader
 from llmservice.handlers.fence import FencedCluster
 from llmservice.handlers.lease import LeaseElector, LeaseLost, LeaseSettings
 from llmservice.handlers.logs import configure_logging
@@ -101,10 +105,8 @@ class Operator:
         fenced = FencedCluster(
             self._cluster, self._elector.seconds_left, self.telemetry.count_write
         )
-        self._engine_metrics = EngineMetrics()
-        self._engines = EngineReader(
-            self._engine_metrics.read, self.store, self.queue, lambda: self._elector.leading
-        )
+        self._pods, self._gates = PodQuestions(), Webhooks()
+        self._asking = Asking(self._answer, self.store, self.queue, lambda: self._elector.leading)
         self._reconciler = Reconciler(
             cluster=fenced,
             store=self.store,
@@ -112,7 +114,7 @@ class Operator:
             events=EventRecorder(fenced, config.identity),
             telemetry=self.telemetry,
             decide=lambda observed: reconcile(observed, config.core),
-            ask_engine=self._engines.ask,
+            ask_pods=self._asking.ask,
         )
         self.health = HealthServer(self.telemetry, self._ready)
         self._publish_gauges()
@@ -218,6 +220,13 @@ class Operator:
             for key in self.store.services():
                 self.queue.add(key, Lane.Background)
 
+    async def _answer(self, question: Question | MetricsRequest) -> Content:
+        if isinstance(question, ReadRoute):
+            return await read_route(self._cluster, question)
+        if isinstance(question, CallGate):
+            return await self._gates.call(question)
+        return await self._pods.answer(question)
+
     # --- events -------------------------------------------------------------------------------
 
     def _on_service(self, kind: str | None, live: Mapping[str, Any]) -> None:
@@ -259,8 +268,9 @@ class Operator:
             await asyncio.wait(workers, timeout=self._config.shutdown_seconds)
         # The lease last, and given back only when nothing can write any more.
         await _cancel(*reversed(self._tasks))
-        await self._engines.close()
-        await self._engine_metrics.close()
+        await self._asking.close()
+        await self._pods.close()
+        await self._gates.close()
         await self._elector.release()
         await self.health.close()
         await self._cluster.close()

@@ -3,7 +3,7 @@
 ::
 
     snapshot -> decide -> is there anything to do that was not just tried?
-                            yes: apply, delete, read logs; look again in a moment
+                            yes: apply, patch, delete, read logs; look again in a moment
                             no:  status (once, if it changed), events
 
 So a status tells of the cluster after our writes and after what they set off at once, and a new
@@ -14,7 +14,7 @@ come back. A fault in deciding (a bug) hits one service and is slowed down, neve
 import asyncio
 import logging
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from llmservice.adapters.clock import utc_now
@@ -27,6 +27,8 @@ from llmservice.api import names
 from llmservice.core.capacity import planned_ratio
 from llmservice.core.decision import Apply, Decision, MetricsRequest
 from llmservice.core.observed import ApplyError, ChildRef, Observed, ServiceKey
+from llmservice.core.questions import Question
+from llmservice.core.status import CANARY_ACTION
 from llmservice.handlers.budget import WriteBudget
 from llmservice.handlers.carry_out import CarryOut
 from llmservice.handlers.queue import Lane, WorkQueue
@@ -62,7 +64,7 @@ class Reconciler:
         events: where changes are told.
         telemetry: what is counted.
         decide: ``core.reconcile.reconcile`` with its settings.
-        ask_engine: has a pod's metrics read, and waits for nothing.
+        ask_pods: puts questions to pods, and waits for nothing.
     """
 
     def __init__(  # noqa: PLR0913 - the seams to all that surrounds it
@@ -74,7 +76,7 @@ class Reconciler:
         events: EventRecorder,
         telemetry: Telemetry,
         decide: Callable[[Observed], Decision],
-        ask_engine: Callable[[ServiceKey, MetricsRequest], None],
+        ask_pods: Callable[[ServiceKey, Iterable[Question | MetricsRequest]], None],
     ) -> None:
         self._cluster = cluster
         self._store = store
@@ -82,7 +84,7 @@ class Reconciler:
         self._events = events
         self._telemetry = telemetry
         self._decide = decide
-        self._ask_engine = ask_engine
+        self._ask_pods = ask_pods
         self._carry_out = CarryOut(cluster, store)
         self._budget = WriteBudget(_local_time)
         self._bugs: dict[ServiceKey, str] = {}
@@ -124,8 +126,8 @@ class Reconciler:
             self._forget(key)
             return
         decision = self._decide(observed)
-        if decision.read_metrics is not None:
-            self._ask_engine(key, decision.read_metrics)
+        capacity = () if decision.read_metrics is None else (decision.read_metrics,)
+        self._ask_pods(key, (*decision.ask, *capacity))
         tried = self._tried.setdefault(key, _Tried())
         if self._may_write(key) and await self._work_on(observed, decision, tried):
             tried.passes += 1
@@ -152,13 +154,16 @@ class Reconciler:
         key = observed.service.key
         applies = [a for a in decision.apply if self._attempt(key, a) not in tried.attempts]
         deletes = [d for d in decision.delete if (d.ref, d.uid, None) not in tried.attempts]
-        self._budget.spend(key, len(applies) + len(deletes))
+        patch = decision.patch_route
+        self._budget.spend(key, len(applies) + len(deletes) + (patch is not None))
         for apply in applies:
             error = await self._carry_out.apply(observed.service, apply)
             tried.attempts.add(self._attempt(key, apply))
             tried.errors.pop(apply.ref, None)
             if error is not None:
                 tried.errors[apply.ref] = error
+        if patch is not None:
+            await self._carry_out.patch_route(key, patch)
         for delete in deletes:
             await self._carry_out.delete(key, delete)
             tried.attempts.add((delete.ref, delete.uid, None))
@@ -166,14 +171,20 @@ class Reconciler:
         wanted = {apply.ref for apply in decision.apply}
         errors = tuple(error for ref, error in tried.errors.items() if ref in wanted)
         news = self._store.set_apply_errors(key, errors)
-        return bool(applies or deletes or decision.read_logs or news)
+        return bool(applies or patch or deletes or decision.read_logs or news)
 
     async def _report(self, observed: Observed, decision: Decision) -> None:
         key = observed.service.key
         del self._tried[key]
+        if decision.status is not None and decision.baselines is not None:
+            # Should the answer to this write get lost, a window's evidence is lost with it:
+            # counting it twice, in the status and from the old baselines again, would be worse.
+            self._store.put_baselines(key, {})
         if decision.status is not None and not await self._write_status(observed, decision):
             self._forget(key)
             return
+        if decision.baselines is not None:
+            self._store.put_baselines(key, decision.baselines)
         status = observed.service.status if decision.status is None else decision.status
         self._telemetry.set_plan_ratio(key, planned_ratio(status))
         if decision.apply:  # refused, or undone as soon as it was written
@@ -227,6 +238,8 @@ class Reconciler:
             if touched.change is Change.Shape:  # the answer brought an edit that no event told yet
                 self._queue.add(touched.key, Lane.Urgent)
         for event in decision.events:
+            if event.action == CANARY_ACTION:
+                self._telemetry.rollout_transitions.labels(event.reason).inc()
             await self._events.record(observed.service, event)
         return True
 

@@ -7,7 +7,7 @@ server does with our objects is tested against a real one in ``tests/contract``.
 import asyncio
 import copy
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from llmservice.adapters.ports import (
@@ -30,6 +30,7 @@ class FakeCluster:
         self.objects: dict[Place, dict[str, Any]] = {}
         self.calls: Counter[tuple[str, str]] = Counter()
         self.applied: list[dict[str, Any]] = []
+        self.patched: list[tuple[str, list[Mapping[str, Any]]]] = []
         self.failures: dict[tuple[str, str], list[ClusterError]] = defaultdict(list)
         self.away: ClusterError | None = None
         """While set, every call fails with it."""
@@ -72,6 +73,7 @@ class FakeCluster:
         namespace: str | None,
         *,
         label_selector: str = "",
+        field_selector: str = "",
         limit: int = 500,
         continue_token: str | None = None,
     ) -> ListPage:
@@ -92,6 +94,7 @@ class FakeCluster:
         namespace: str | None,
         *,
         label_selector: str = "",
+        field_selector: str = "",
         resource_version: str,
     ) -> AsyncIterator[WatchEvent]:
         await self._called("watch", resource)
@@ -147,6 +150,21 @@ class FakeCluster:
         self._check_preconditions(live, manifest["metadata"])
         metadata = {**live["metadata"], **manifest["metadata"]}
         return copy.deepcopy(self._store(place, {**live, **manifest, "metadata": metadata}))
+
+    async def patch(
+        self,
+        resource: Resource,
+        namespace: str,
+        name: str,
+        operations: Sequence[Mapping[str, Any]],
+        *,
+        field_manager: str,
+    ) -> dict[str, Any]:
+        """Notes the operations, and carries none out."""
+        await self._called("patch", resource)
+        place = (resource.kind, namespace, name)
+        self.patched.append((field_manager, list(operations)))
+        return copy.deepcopy(self._store(place, self._existing(place)))
 
     async def create(
         self, resource: Resource, namespace: str, manifest: Mapping[str, Any]

@@ -1,16 +1,10 @@
-"""What engines say of their KV cache, and what they may answer instead."""
-
-import asyncio
-import gzip
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+"""What engines say of their KV cache."""
 
 import pytest
-from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmservice.adapters.engine_metrics import EngineMetrics, parse_size
+from llmservice.adapters.engine_metrics import parse_size
 from llmservice.core.observed import KVCacheSize
 
 
@@ -104,108 +98,3 @@ def test_garbage_is_refused_or_ignored(garbage, cut):
     except ValueError:
         return
     assert size is None or size.tokens > 0
-
-
-Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-
-@asynccontextmanager
-async def an_engine(answer: Answer, host: str = "127.0.0.1") -> AsyncIterator[EngineMetrics]:
-    """A reader of the one engine there is, which answers like this."""
-    application = web.Application()
-    application.router.add_get("/metrics", answer)
-    application.router.add_get("/elsewhere", tells)
-    runner = web.AppRunner(application, shutdown_timeout=0.1)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, host, 0).start()
-    except OSError:
-        await runner.cleanup()
-        pytest.skip(f"no {host} on this machine")
-    metrics = EngineMetrics(port=runner.addresses[0][1], seconds=0.3)
-    try:
-        yield metrics
-    finally:
-        await metrics.close()
-        await runner.cleanup()
-
-
-async def tells(_: web.Request) -> web.StreamResponse:
-    return web.Response(text=exposition(series()))
-
-
-async def is_absent(_: web.Request) -> web.StreamResponse:
-    return web.Response(status=404, text=exposition(series()))
-
-
-async def leads_away(_: web.Request) -> web.StreamResponse:
-    raise web.HTTPTemporaryRedirect("/elsewhere")
-
-
-async def hangs(_: web.Request) -> web.StreamResponse:
-    await asyncio.sleep(60)
-    return web.Response()
-
-
-async def is_no_text(_: web.Request) -> web.StreamResponse:
-    return web.Response(body=b"\xff\xfe" + exposition(series()).encode())
-
-
-async def is_garbage(_: web.Request) -> web.StreamResponse:
-    return web.Response(text="vllm:cache_config_info{{{")
-
-
-async def is_packed(_: web.Request) -> web.StreamResponse:
-    packed = gzip.compress(exposition(series()).encode())
-    return web.Response(body=packed, headers={"Content-Encoding": "gzip"})
-
-
-@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-async def test_an_engine_is_read_by_either_kind_of_address(host):
-    """Pods have IPv4 or IPv6 addresses."""
-    async with an_engine(tells, host) as metrics:
-        assert KVCacheSize(32768, 8.0) == await metrics.read(host)
-
-
-@pytest.mark.parametrize("answer", [is_absent, leads_away, is_no_text, is_garbage, is_packed])
-async def test_another_answer_tells_nothing(answer):
-    """And raises nothing, follows no redirect and unpacks nothing."""
-    async with an_engine(answer) as metrics:
-        assert await metrics.read("127.0.0.1") is None
-
-
-async def test_a_hanging_engine_is_left():
-    """Within the time limit of one read."""
-    loop = asyncio.get_running_loop()
-    async with an_engine(hangs) as metrics:
-        started = loop.time()
-        assert await metrics.read("127.0.0.1") is None
-        assert loop.time() - started < 5
-
-
-async def test_an_endless_answer_is_cut():
-    """The reader hangs up after 2 MiB; the writer is told by its broken connection."""
-    sent = 0
-
-    async def is_endless(request: web.Request) -> web.StreamResponse:
-        nonlocal sent
-        response = web.StreamResponse()
-        await response.prepare(request)
-        while sent < 256 << 20:
-            await response.write(b"# a comment\n" * 4096)
-            sent += 12 * 4096
-        return response
-
-    async with an_engine(is_endless) as metrics:
-        patient = EngineMetrics(port=metrics._port, seconds=30)
-        assert await patient.read("127.0.0.1") is None
-        await patient.close()
-    assert sent < 64 << 20
-
-
-async def test_nobody_at_the_address():
-    """A closed port, and an address that is none."""
-    metrics = EngineMetrics(port=1)
-    assert await metrics.read("127.0.0.1") is None
-    assert await metrics.read("example.org") is None
-    await metrics.close()

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from llmservice.adapters import projection
 from llmservice.core.failures import ContainerState
-from llmservice.core.observed import ChildRef, DeploymentFacts, ServiceKey
+from llmservice.core.observed import ChildRef, DeploymentFacts, JobFacts, ServiceKey
 from llmservice.core.revisions import pack_data
 
 LABELS = {"app.kubernetes.io/managed-by": "llmservice", "llmservice.dev/service": "mistral"}
@@ -181,6 +181,42 @@ def test_container_tells_what_it_waits_for_and_how_it_last_ended(state, last, ru
     assert running == pod.running
 
 
+def test_bench_tells_its_figures():
+    """The message of its container, and the Job that it is of."""
+    said = {"terminated": {"reason": "Completed", "exitCode": 0, "message": "{}"}}
+    live = a_pod(containerStatuses=[{"name": "bench", "state": said}])
+    live["metadata"]["labels"]["batch.kubernetes.io/job-name"] = "mistral-bench-speed-x"
+    pod = projection.pod(live)
+
+    assert "mistral-bench-speed-x" == pod.job
+    assert ("bench", 0, "{}") == (
+        pod.container.name,
+        pod.container.exit_code,
+        pod.container.terminated_message,
+    )
+
+
+@pytest.mark.parametrize(
+    ("conditions", "expected"),
+    [
+        ([], JobFacts()),
+        ([{"type": "Complete", "status": "True"}], JobFacts(succeeded=True)),
+        ([{"type": "Complete", "status": "False"}], JobFacts()),
+        ([{"type": "Suspended", "status": "True"}], JobFacts()),
+        (
+            [{"type": "Failed", "status": "True", "reason": "DeadlineExceeded", "message": "late"}],
+            JobFacts(failed="DeadlineExceeded: late"),
+        ),
+    ],
+)
+def test_job_tells_how_it_ended(conditions, expected):
+    """Its conditions say it."""
+    child = projection.child("Job", a_deployment(status={"conditions": conditions}))
+
+    assert expected == child.job
+    assert (expected != JobFacts()) == child.job.ended
+
+
 def test_missing_optional_parts_are_no_trouble():
     """The bare minimum of every kind."""
     for kind in ("Deployment", "Service", "ControllerRevision", "PodDisruptionBudget"):
@@ -231,5 +267,6 @@ def test_odd_objects_never_raise(value):
     projection.service_key(value)
     projection.stored_service(value)
     projection.pod(value)
+    projection.component(value)
     for kind in ("Deployment", "ControllerRevision", "Service"):
         projection.child(kind, value)

@@ -82,6 +82,18 @@ async def test_apply_is_a_server_side_apply(server, cluster):
     assert "application/apply-patch+yaml" == server.headers["Content-Type"]
 
 
+async def test_patch_is_a_json_patch(server, cluster):
+    """A list of operations, under the name of who sets the fields."""
+    operations = [{"op": "test", "path": "/spec/replicas", "value": 1}]
+    await cluster.patch(DEPLOYMENT, "team", "d", operations, field_manager="llmservice-traffic")
+
+    method, path, body = server.requests[0]
+    assert "PATCH" == method
+    assert "/apis/apps/v1/namespaces/team/deployments/d?fieldManager=llmservice-traffic" == path
+    assert operations == json.loads(body)
+    assert "application/json-patch+json" == server.headers["Content-Type"]
+
+
 async def test_paths_of_core_groups_and_subresources(server, cluster):
     """The core group has a path of its own; a list may span all namespaces."""
     await cluster.get(SERVICE, "team", "s")

@@ -15,6 +15,17 @@ from llmservice.core.observed import (
     MetricsRead,
     ServiceKey,
 )
+from llmservice.core.questions import (
+    Answer,
+    CallGate,
+    GateAnswer,
+    ReadEngine,
+    ReadRoute,
+    ReadRouter,
+    RouteReading,
+    WarmedUp,
+    WarmUp,
+)
 
 KEY = ServiceKey("team", "mistral")
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -22,7 +33,7 @@ LABELS = {"app.kubernetes.io/managed-by": "llmservice", "llmservice.dev/service"
 DEPLOYMENT = ChildRef("Deployment", "mistral-abc")
 
 
-def a_service(version=1, *, uid="s", generation=1, **body):
+def a_service(version=1, *, uid="s", generation=1, action=None, **body):
     metadata = {
         "name": "mistral",
         "namespace": "team",
@@ -30,6 +41,8 @@ def a_service(version=1, *, uid="s", generation=1, **body):
         "resourceVersion": str(version),
         "generation": generation,
     }
+    if action is not None:
+        metadata["annotations"] = {"llmservice.dev/rollout-action": action}
     return {"metadata": metadata, "spec": {"a": 1}, **body}
 
 
@@ -49,6 +62,12 @@ def an_owned(name, version, *, uid="d", owner="s", hash_="h", fields=None, statu
         },
         "status": status or {},
     }
+
+
+def a_router(name, version):
+    live = an_owned(name, version, uid="ru", owner=None)
+    live["metadata"]["labels"] = {**LABELS, "app.kubernetes.io/component": "router"}
+    return live
 
 
 def a_store():
@@ -132,10 +151,11 @@ def test_versions_that_are_no_numbers_tell_only_same_or_not():
     [
         (a_service(2, generation=2), [Change.Shape]),
         (a_service(2, uid="other"), [Change.Shape]),
+        (a_service(2, action="promote"), [Change.Shape]),
         (a_service(2, status={"x": 1}), [Change.Facts]),
         (a_service(2), []),
     ],
-    ids=["edit", "recreated", "status", "label"],
+    ids=["edit", "recreated", "action", "status", "label"],
 )
 def test_what_a_service_event_means(event, expected):
     """An edit is urgent; a label of no interest makes no work."""
@@ -254,6 +274,132 @@ def test_metrics_reads_are_counted_as_long_as_their_pod_lives():
     store.put("Pod", an_owned("p", 12, uid="other", owner=None))
 
     assert {} == snapshot(store).metrics_reads
+
+
+def test_routers_are_no_engines():
+    """A pod's component says which it is; one without is an engine, as they always were."""
+    store = a_store()
+    store.put("Pod", a_router("r", 11))
+    store.put("Pod", an_owned("p", 12, uid="pu", owner=None))
+    observed = snapshot(store)
+
+    assert ["p"] == [pod.name for pod in observed.pods]
+    assert ["r"] == [pod.name for pod in observed.routers]
+
+    store.remove("Pod", a_router("r", 13))
+    assert () == snapshot(store).routers
+
+
+def test_benches_are_no_engines():
+    """They have figures, and serve nobody."""
+    store = a_store()
+    live = an_owned("b", 11, uid="bu", owner=None)
+    live["metadata"]["labels"] = {**LABELS, "app.kubernetes.io/component": "bench"}
+    store.put("Pod", live)
+
+    assert ((), ()) == (snapshot(store).pods, snapshot(store).routers)
+    assert ["b"] == [pod.name for pod in snapshot(store).bench_pods]
+
+
+def test_end_of_a_job_is_news():
+    """The gate that waits for it looks."""
+    store = a_store()
+    store.put("Job", an_owned("j", 11))
+    ended = an_owned("j", 12, status={"conditions": [{"type": "Complete", "status": "True"}]})
+
+    assert touched(Change.Facts) == list(store.put("Job", ended))
+    assert snapshot(store).children[ChildRef("Job", "j")].job.succeeded
+
+
+def test_last_word_of_a_gate_is_kept():
+    """No pod stands for it."""
+    store = a_store()
+    question = CallGate("approval", "http://approval/", 10, "abc", "{}")
+    for status in (503, 200):
+        answer = Answer(NOW, GateAnswer("abc", status, ""))
+        store.put_answer(KEY, question, answer)
+
+    assert {(CallGate, "approval"): answer} == snapshot(store).answers
+
+
+def test_pod_that_becomes_a_router_is_news():
+    """Somebody edited its label."""
+    store = a_store()
+    store.put("Pod", an_owned("r", 11, uid="ru", owner=None))
+
+    assert touched(Change.Facts) == list(store.put("Pod", a_router("r", 12)))
+    assert ((), 1) == (snapshot(store).pods, len(snapshot(store).routers))
+
+
+def test_action_is_what_its_annotation_says():
+    """Until it is taken away, which is urgent, too."""
+    store = a_store()
+    assert snapshot(store).service.action is None
+    store.put("LLMService", a_service(2, action="promote/7"))
+    assert "promote/7" == snapshot(store).service.action
+    assert [] == list(store.put("LLMService", a_service(3, action="promote/7")))
+    assert touched(Change.Shape) == list(store.put("LLMService", a_service(4)))
+
+
+def test_last_answer_of_each_kind_is_kept_as_long_as_its_pod_lives():
+    """Newer ones take the place of older ones, also when they say nothing."""
+    store = a_store()
+    store.put("Pod", an_owned("p", 11, uid="pu", owner=None))
+    store.put("Pod", a_router("r", 11))
+    engine, router = ReadEngine("pu", "10.0.0.1"), ReadRouter("ru", "10.0.0.2")
+    warm_up = WarmUp("pu", "10.0.0.1", "tiny", "Hello", 3)
+    failed, warm = Answer(NOW, None), Answer(NOW, WarmedUp())
+    later = Answer(NOW + timedelta(seconds=1), None)
+    for question, answer in (
+        (engine, failed),
+        (router, failed),
+        (warm_up, warm),
+        (engine, later),
+        (ReadEngine("unknown", "10.0.0.3"), failed),
+    ):
+        store.put_answer(KEY, question, answer)
+    store.put_answer(ServiceKey("team", "other"), engine, failed)
+
+    told = {(ReadEngine, "pu"): later, (ReadRouter, "ru"): failed, (WarmUp, "pu"): warm}
+    assert told == snapshot(store).answers
+
+    store.put("Pod", an_owned("p", 12, uid="other", owner=None))
+    assert {(ReadRouter, "ru"): failed} == snapshot(store).answers
+
+    store.forget(KEY)
+    store.put("LLMService", a_service(20, uid="new"))
+    assert {} == snapshot(store).answers
+
+
+def test_route_that_was_read_is_known_until_its_service_goes():
+    """Of any name; no pod stands for it, and no watch tells that our own is gone."""
+    store = a_store()
+    question, answer = ReadRoute("team", "chat"), Answer(NOW, RouteReading(None))
+    store.put_answer(KEY, question, answer)
+    store.put("HTTPRoute", an_owned("mistral", 11))
+    assert {(ReadRoute, "chat"): answer} == snapshot(store).answers
+    assert ChildRef("HTTPRoute", "mistral") in snapshot(store).children
+
+    store.forget(KEY)
+    store.put_answer(KEY, question, answer)
+    store.put("LLMService", a_service(20, uid="new"))
+    assert {} == snapshot(store).answers
+    assert ChildRef("HTTPRoute", "mistral") not in snapshot(store).children
+
+
+def test_baselines_are_forgotten_with_the_service():
+    """A namesake starts without them."""
+    store = a_store()
+    assert {} == snapshot(store).baselines
+
+    store.put_baselines(KEY, {"abc": {}})
+    assert {"abc": {}} == snapshot(store).baselines
+
+    store.forget(KEY)
+    store.put_baselines(KEY, {"abc": {}})
+    store.put_baselines(ServiceKey("team", "other"), {"abc": {}})
+    store.put("LLMService", a_service(20, uid="new"))
+    assert {} == snapshot(store).baselines
 
 
 def test_apply_errors_tell_whether_they_are_news():

@@ -9,7 +9,7 @@ from llmservice.api.rules import RULES, Rule, check_rules
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
 def test_a_message_says_what_to_do(rule: Rule) -> None:
     """Every message holds an instruction, in words that fit one line of kubectl's output."""
-    words = ("set", "remove", "leave it out", "raise", "must", "choose", "rename", "use")
+    words = ("set", "give", "remove", "leave it out", "raise", "must", "choose", "rename", "use")
 
     assert any(word in rule.message for word in words)
     assert len(rule.message) <= 200

@@ -5,7 +5,16 @@ from typing import Any
 
 import pytest
 
-from llmservice.cli.report import Verdict, as_json, describe, summary, verdict
+from llmservice.cli.report import (
+    Verdict,
+    as_json,
+    describe,
+    evidence,
+    news,
+    place,
+    summary,
+    verdict,
+)
 
 NOW = datetime(2026, 1, 31, 8, 10, 0, tzinfo=UTC)
 
@@ -110,6 +119,139 @@ def test_a_report_reads_like_a_letter() -> None:
         "             --enforce-eager",
         "             --seed=1",
     ] == list(describe(service, NOW))
+
+
+CHECKS = [
+    {
+        "check": "p95 ttft at most 25% worse than stable",
+        "verdict": "promote",
+        "message": "p95 ttft at most 25% worse than stable: 3 of 125 canary requests over 0.9 s",
+    },
+    {"check": "errors at most 5%", "verdict": "inconclusive", "message": "0 of 40 (undecided)"},
+]
+
+
+def _rolling(phase: str, **rollout: Any) -> dict[str, Any]:
+    return _service(
+        READY,
+        ROLLING,
+        phase="RollingOut",
+        stableRevision="aaa",
+        updatedRevision="bbb",
+        rollout={
+            "phase": phase,
+            "canaryRevision": "bbb",
+            "step": 2,
+            "steps": 3,
+            "weight": 25,
+            "since": "2026-01-31T08:05:00Z",
+            "reason": "Settled",
+            "message": "from here on it is judged",
+            **rollout,
+        },
+    )
+
+
+def _told(service: dict[str, Any]) -> list[str]:
+    """The rows of a report that are about the rollout, without their head."""
+    lines = list(describe(service, NOW))
+    start = next((n for n, line in enumerate(lines) if line.startswith("  rollout ")), len(lines))
+    rows = lines[start : start + 1]
+    for line in lines[start + 1 :]:
+        if line[2:3] != " ":
+            break
+        rows.append(line)
+    return [row[13:] for row in rows]
+
+
+def test_a_rollout_is_told_with_its_evidence() -> None:
+    """Phase, place, what each guardrail says, and what it waits for."""
+    service = _rolling("Judging", reason="Inconclusive", checks=CHECKS, canaryRequests=125)
+
+    assert [
+        "Judging (Inconclusive, for 5m): from here on it is judged",
+        "step 2 of 3 (25% of the requests) for bbb; 125 requests judged",
+        "promote: p95 ttft at most 25% worse than stable: 3 of 125 canary requests over 0.9 s",
+        "inconclusive: errors at most 5%: 0 of 40 (undecided)",
+        "waits for more requests of the canary; `llmservice promote qwen` does without",
+    ] == _told(service)
+
+
+@pytest.mark.parametrize(
+    ("expected", "step", "weight"),
+    [
+        ("the start (0% of the requests)", 0, 0),
+        ("step 1 of 3 (5% of the requests)", 1, 5),
+        ("step 3 of 3 (50% of the requests)", 3, 50),
+        ("the end (100% of the requests)", 4, 100),
+    ],
+)
+def test_a_place_is_a_step_or_an_end(expected: str, step: int, weight: int) -> None:
+    """Before the first step nothing is given to the canary, after the last one everything."""
+    assert expected == place({"step": step, "steps": 3, "weight": weight})
+
+
+@pytest.mark.parametrize(
+    ("phase", "reason", "words"),
+    [
+        ("Paused", "StepPassed", "waits for you: `llmservice resume qwen` goes on, "),
+        ("Judging", "NoTraffic", "waits for requests, as nobody asks the canary"),
+        ("Judging", "MetricsUnavailable", "waits for metrics of the engines"),
+        ("Provisioning", "CapacityWait", "waits for a free device"),
+        ("Shifting", "RouterNotReady", "waits for the routers"),
+        ("Aborting", "StableNotReady", "waits for a ready pod of the stable revision"),
+        ("Preflight", "RolloutQueue", "waits for rollouts of other services"),
+        (
+            "Aborted",
+            "GuardrailBroken",
+            "waits for a change of the spec, or `llmservice retry qwen`",
+        ),
+    ],
+)
+def test_a_rollout_that_is_held_says_what_for(phase: str, reason: str, words: str) -> None:
+    """The last line is what a person can do, or wait for."""
+    assert _told(_rolling(phase, reason=reason))[-1].startswith(words)
+
+
+def test_a_rollout_at_rest_is_not_told() -> None:
+    """The last one's remains are no news."""
+    assert [] == _told(_rolling("Stable", canaryRevision=None, checks=CHECKS))
+
+
+def test_a_rollout_is_told_in_a_line() -> None:
+    """Phase, place and reason; but what is worse comes first, and a rollout at rest is none."""
+    service = _rolling("Judging")
+    place = "Judging, step 2 of 3 (25% of the requests)"
+    assert f"qwen: RollingOut: {place}: from here on it is judged" == summary(service)
+
+    service["status"]["conditions"][0] |= {"status": "False", "message": "the image is missing"}
+    assert "qwen: RollingOut: the image is missing" == summary(service)
+
+    assert "qwen: RollingOut: 2 of 2 replicas are ready" == summary(_rolling("Aborted"))
+
+
+def test_numbers_are_no_news_but_verdicts_are() -> None:
+    """In a log a rollout of hours must not take a line for every window."""
+    before = _rolling("Judging", checks=CHECKS, message="40 of 50 requests")
+    later = _rolling("Judging", checks=CHECKS, message="45 of 50 requests")
+    turned = [CHECKS[0], {**CHECKS[1], "verdict": "promote"}]
+
+    assert news(before) == news(later)
+    assert news(before) != news(_rolling("Judging", checks=turned))
+    assert news(before) != news(_rolling("Judging", checks=CHECKS, weight=50))
+    assert news(before) != news(_rolling("Judging", checks=CHECKS, reason="NoTraffic"))
+    assert news(before) != news(_rolling("Paused", checks=CHECKS))
+
+
+def test_evidence_is_for_a_rollout_that_moves() -> None:
+    """Under a line of ``--watch``; nothing at rest, nor before the operator has looked."""
+    assert 2 == len(list(evidence(_rolling("Judging", checks=CHECKS))))
+    assert [] == list(evidence(_rolling("Stable", checks=CHECKS)))
+    assert [] == list(evidence(_service(READY)))
+
+    unseen = _rolling("Judging", checks=CHECKS)
+    unseen["status"]["observedGeneration"] = 1
+    assert [] == list(evidence(unseen))
 
 
 PLAN = {"kvCacheTokens": 32768, "maxConcurrency": "8.00"}

@@ -13,6 +13,8 @@ from llmservice.adapters.ports import (
 from llmservice.adapters.store import Store
 from llmservice.core.decision import Apply, Delete, LogRequest
 from llmservice.core.observed import ApplyErrorKind, ChildRef, CrashLog, ServiceKey, ServiceObject
+from llmservice.core.questions import RouteReading
+from llmservice.core.router.gateway import WeightPatch
 from llmservice.handlers.carry_out import CarryOut
 from tests.unit.adapters.fake_cluster import FakeCluster
 from tests.unit.handlers.fake_time import in_fake_time
@@ -299,3 +301,60 @@ async def test_log_that_cannot_be_read_counts_as_empty():
     await desk.carry_out.read_logs(KEY, [request])
 
     assert {"pu": CrashLog(3, "")} == desk.store.snapshot(KEY, None).crash_logs
+
+
+PATCH = WeightPatch("chat", 4, ({"op": "test", "path": "/spec/rules/0", "value": {}},))
+
+
+class RouteDesk(Desk):
+    """With a route of somebody else's."""
+
+    def __init__(self, generation=4):
+        super().__init__()
+        metadata = {"name": "chat", "namespace": "team", "generation": generation}
+        self.cluster.put({"kind": "HTTPRoute", "metadata": metadata})
+
+    async def patch(self):
+        await self.carry_out.patch_route(KEY, PATCH)
+        [answer] = self.store.snapshot(KEY, None).answers.values()
+        return answer.content
+
+
+@in_fake_time
+async def test_patched_route_is_known_at_once():
+    """Under a name of its own in the list of who set what."""
+    desk = RouteDesk()
+    reading = await desk.patch()
+
+    assert [("llmservice-traffic", list(PATCH.operations))] == desk.cluster.patched
+    assert ("chat", "") == (reading.route["metadata"]["name"], reading.problem)
+
+
+@pytest.mark.parametrize("error", [Invalid("422"), Conflict("409")])
+@in_fake_time
+async def test_route_that_changed_meanwhile_is_read_again(error):
+    """The next look plans anew, from what is there now."""
+    desk = RouteDesk(generation=5)
+    desk.cluster.failures["patch", "HTTPRoute"] = [error]
+    reading = await desk.patch()
+
+    assert (5, "") == (reading.route["metadata"]["generation"], reading.problem)
+
+
+@pytest.mark.parametrize("error", [Invalid("denied"), Forbidden("denied")])
+@in_fake_time
+async def test_patch_that_is_refused_says_why(error):
+    """The route is as it was, so planning anew would give the same."""
+    desk = RouteDesk()
+    desk.cluster.failures["patch", "HTTPRoute"] = [error]
+
+    assert "HTTPRoute/chat: denied" == (await desk.patch()).problem
+
+
+@in_fake_time
+async def test_route_that_went_away_is_known_to_be_gone():
+    """No other step waits for it."""
+    desk = RouteDesk()
+    desk.cluster.objects.clear()
+
+    assert RouteReading(None) == await desk.patch()

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -12,6 +12,7 @@ from llmservice.adapters.store import Store
 from llmservice.adapters.telemetry import Telemetry
 from llmservice.core.decision import Apply, Decision, Delete, Event, LogRequest, MetricsRequest
 from llmservice.core.observed import ChildRef, Observed, ServiceKey
+from llmservice.core.questions import ReadEngine
 from llmservice.handlers.queue import Lane, WorkQueue
 from llmservice.handlers.reconcile import GATHER_SECONDS, Reconciler
 from tests.unit.adapters.fake_cluster import FakeCluster
@@ -81,7 +82,7 @@ class Rig:
             events=EventRecorder(self.cluster, "pod-1"),
             telemetry=self.telemetry,
             decide=self.decide,
-            ask_engine=lambda *asked: self.asked.append(asked),
+            ask_pods=lambda key, questions: self.asked.extend((key, each) for each in questions),
         )
         self.edit(SERVICE)
 
@@ -363,14 +364,63 @@ async def test_log_is_read_before_the_status_is_written():
 
 
 @in_fake_time
-async def test_engine_is_asked_and_the_pass_goes_on():
-    """Its answer is in no hurry: the status is written at once."""
-    request = MetricsRequest("p", "pu", "10.0.0.7")
-    rig = Rig(lambda _: Decision(status={"told": False}, read_metrics=request))
+async def test_pods_are_asked_and_the_pass_goes_on():
+    """Nothing waits for their answers: the status is written at once."""
+    question, request = ReadEngine("pu", "10.0.0.7"), MetricsRequest("p", "pu", "10.0.0.7")
+    decision = Decision(status={"told": False}, ask=(question,), read_metrics=request)
+    rig = Rig(lambda _: decision)
     calls = await rig.process()
 
-    assert [(KEY, request)] == rig.asked
+    assert [(KEY, question), (KEY, request)] == rig.asked
     assert {("apply", "LLMService"): 1} == calls
+
+
+@in_fake_time
+async def test_baselines_are_kept_with_the_status_that_counts_them():
+    """And at once where no status is written; None leaves them."""
+    decisions = iter(
+        [
+            Decision(status={"counted": 1}, baselines={"abc": {}}),
+            Decision(),
+            Decision(baselines={"def": {}}),
+        ]
+    )
+    seen = []
+
+    def note(observed):
+        seen.append(observed.baselines)
+        return next(decisions, Decision())
+
+    rig = Rig(note)
+    for _ in range(4):
+        await rig.process()
+
+    assert [{}, {"abc": {}}, {"abc": {}}, {"def": {}}] == seen
+
+
+@in_fake_time
+async def test_baselines_are_not_kept_before_the_report():
+    """A pass that had something to do is repeated, and would count from too late a moment."""
+
+    def note(observed):
+        decision = decide(observed)
+        return replace(decision, baselines={"abc": {}})
+
+    rig = Rig(note)
+    await rig.process()
+    assert {} == rig.store.snapshot(KEY, None).baselines
+    await rig.settle()
+    assert {"abc": {}} == rig.store.snapshot(KEY, None).baselines
+
+
+@in_fake_time
+async def test_no_evidence_is_counted_twice_when_the_write_of_a_status_fails():
+    """It may have been written all the same; then the old baselines would count it again."""
+    rig = Rig(lambda _: Decision(status={"counted": 2}, baselines={"abc": {}}))
+    rig.store.put_baselines(KEY, {"old": {}})
+    rig.cluster.failures["apply", "LLMService"] = [Unavailable("lost")]
+    await rig.process()
+    assert {} == rig.store.snapshot(KEY, None).baselines
 
 
 @in_fake_time

@@ -19,24 +19,31 @@ def build_service_account(service: ServiceObject) -> Manifest:
     """The engine pods' identity: one that can do nothing."""
     name = names.service_account_name(service.key.name)
     return {
-        **_header(service, "v1", "ServiceAccount", name),
+        **header(service, "v1", "ServiceAccount", name),
         "automountServiceAccountToken": False,
     }
 
 
-def build_entry_service(service: ServiceObject, spec: LLMServiceSpec) -> Manifest:
-    """The Service that clients call: every ready engine pod, whatever its revision."""
+def build_entry_service(
+    service: ServiceObject, spec: LLMServiceSpec, *, routed: bool = False, revision: str = ""
+) -> Manifest:
+    """The Service that clients call: the routers, the pods of a revision, or every engine pod."""
+    name = service.key.name
+    if revision:
+        selector = names.revision_selector(name, revision)
+    else:
+        selector = names.router_selector(name) if routed else names.engine_selector(name)
     port = {
         "name": names.ENGINE_PORT_NAME,
         "port": spec.service.port,
-        "targetPort": names.ENGINE_PORT_NAME,
+        "targetPort": names.ROUTER_PORT_NAME if routed else names.ENGINE_PORT_NAME,
         "protocol": "TCP",
     }
     return {
-        **_header(service, "v1", "Service", service.key.name),
+        **header(service, "v1", "Service", name),
         "spec": {
             "type": "ClusterIP",
-            "selector": names.engine_selector(service.key.name),
+            "selector": selector,
             "ports": [port],
         },
     }
@@ -45,7 +52,7 @@ def build_entry_service(service: ServiceObject, spec: LLMServiceSpec) -> Manifes
 def build_disruption_budget(service: ServiceObject) -> Manifest:
     """One pod at a time: a node drain must not stop every replica at once."""
     return {
-        **_header(service, "policy/v1", "PodDisruptionBudget", service.key.name),
+        **header(service, "policy/v1", "PodDisruptionBudget", service.key.name),
         "spec": {
             "maxUnavailable": 1,
             "unhealthyPodEvictionPolicy": "AlwaysAllow",
@@ -102,12 +109,13 @@ def _revision_header(
     service: ServiceObject, api_version: str, kind: str, revision_hash: str
 ) -> dict[str, Any]:
     name = names.revision_name(service.key.name, revision_hash)
-    header = _header(service, api_version, kind, name)
-    header["metadata"]["labels"][names.REVISION_LABEL] = revision_hash
-    return header
+    found = header(service, api_version, kind, name)
+    found["metadata"]["labels"][names.REVISION_LABEL] = revision_hash
+    return found
 
 
-def _header(service: ServiceObject, api_version: str, kind: str, name: str) -> dict[str, Any]:
+def header(service: ServiceObject, api_version: str, kind: str, name: str) -> dict[str, Any]:
+    """How each child's manifest begins: kind, name, labels, and that the service owns it."""
     owner = {
         "apiVersion": names.API_VERSION,
         "kind": names.KIND,

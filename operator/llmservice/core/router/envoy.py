@@ -399,7 +399,9 @@ def _breakers(track: Track, *, retry_share: float, least_retries: int) -> Json:
     }
     limits = {
         "max_connections": capacity.requests,
-        "max_requests": capacity.requests,
+        # Each of Envoy's threads may open one connection more, and a request that gets one but is
+        # over this number is refused, though it could wait.
+        "max_requests": capacity.requests + capacity.queued,
         "max_pending_requests": capacity.queued,
         "retry_budget": budget,
     }

@@ -121,7 +121,7 @@ def test_capacity_becomes_circuit_breakers():
     cluster = resources(Traffic("v1", "stable", (large,)), envoy.CLUSTERS)[0]
     (limits,) = cluster["circuit_breakers"]["thresholds"]
 
-    assert (4_000, 4_000, 500) == (
+    assert (4_000, 4_500, 500) == (
         limits["max_connections"],
         limits["max_requests"],
         limits["max_pending_requests"],

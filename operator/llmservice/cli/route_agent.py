@@ -1,0 +1,58 @@
+"""``llmservice route-agent``: the process beside Envoy in a router's pod."""
+
+import argparse
+from pathlib import Path
+
+from llmservice.api import names
+
+
+def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add ``route-agent`` to the command line."""
+    command = commands.add_parser("route-agent", help="lead an Envoy (what router pods do)")
+    command.add_argument("--service", required=True, metavar="NAME", help="LLMService")
+    command.add_argument("--namespace", required=True, help="where it is")
+    command.add_argument("--folder", required=True, type=Path, help="where Envoy's files go")
+    for option, port, words in (
+        ("--agent-port", names.ROUTER_AGENT_PORT, "of the agent itself"),
+        ("--router-port", names.ROUTER_PORT, "on which Envoy serves"),
+        ("--admin-port", names.ROUTER_ADMIN_PORT, "on which Envoy takes orders, loopback only"),
+    ):
+        command.add_argument(option, type=int, default=port, metavar="PORT", help=words)
+    command.add_argument(
+        "--drain-seconds",
+        type=float,
+        default=300,
+        metavar="SECONDS",
+        help="at most, for requests to end when the pod is stopped",
+    )
+    command.add_argument(
+        "--propagation-seconds",
+        type=float,
+        default=5,
+        metavar="SECONDS",
+        help="at least, before that: new requests may still come",
+    )
+    command.add_argument("--kubeconfig", help="default: the pod's service account, or as kubectl")
+    command.add_argument("--context", help="context of the kubeconfig")
+    command.set_defaults(run=_run)
+
+
+def _run(parsed: argparse.Namespace) -> int:
+    # Imported late: it loads the Kubernetes client, which takes half a second.
+    from llmservice.adapters.kube import Credentials  # noqa: PLC0415
+    from llmservice.handlers import route_agent  # noqa: PLC0415
+
+    kubeconfig = Path(parsed.kubeconfig) if parsed.kubeconfig else None
+    return route_agent.main(
+        route_agent.AgentConfig(
+            service=parsed.service,
+            namespace=parsed.namespace,
+            folder=parsed.folder,
+            agent_port=parsed.agent_port,
+            router_port=parsed.router_port,
+            admin_port=parsed.admin_port,
+            drain_seconds=parsed.drain_seconds,
+            propagation_seconds=parsed.propagation_seconds,
+            credentials=Credentials(kubeconfig, parsed.context),
+        )
+    )

@@ -1,0 +1,65 @@
+"""Whose rollout comes first, where only so many may be under way at a time.
+
+Rollouts that have left Preflight come before those that wait there, and among these the one that
+began first: all of it stands in statuses, so all workers and every new leader find the same order.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from llmservice.core.canary.state import AT_REST, Phase, Rollout, load_rollout, seconds_since
+
+NOTICE_SECONDS = 5.0
+"""So long a rollout shows that it wants to begin, lest two that begin at once overlook each other:
+the status of one that began before may still be on its way."""
+_NAMED = 3
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Place:
+    """A rollout among those of all services; the lesser comes first."""
+
+    waits: bool
+    """It is still in Preflight."""
+    began: datetime
+    service: str
+    """Namespace and name."""
+
+
+def place_of(service: str, status: Mapping[str, Any]) -> Place | None:
+    """The place of a service, by its status; None while it has no rollout under way."""
+    told = status.get("rollout")
+    rollout = load_rollout(told.get("state")) if isinstance(told, Mapping) else None
+    if rollout is None or rollout.phase in AT_REST:
+        return None
+    began = rollout.began or rollout.since
+    if began.tzinfo is None:  # not ours, and no order could be told
+        return None
+    return Place(rollout.phase is Phase.Preflight, began, service)
+
+
+def who_is_first(
+    rollout: Rollout, service: str, others: Collection[Place], limit: int, now: datetime
+) -> str:
+    """Why a rollout has to wait for others; empty when it is its turn.
+
+    Args:
+        rollout: of the service.
+        service: its namespace and name.
+        others: the places of all other services.
+        limit: how many may be under way at a time; 0 for any number.
+        now: the time.
+    """
+    if not limit or rollout.phase is not Phase.Preflight:
+        return ""
+    began = rollout.began or rollout.since
+    ahead = sorted(place for place in others if place < Place(True, began, service))
+    if len(ahead) >= limit:
+        first = ", ".join(place.service for place in ahead[:_NAMED])
+        more = f" and {len(ahead) - _NAMED} more" if len(ahead) > _NAMED else ""
+        return f"at most {limit} rollouts at a time, and others come first: {first}{more}"
+    if seconds_since(began, now) < NOTICE_SECONDS:
+        return "it is seen whether rollouts of other services come first"
+    return ""

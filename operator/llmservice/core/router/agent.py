@@ -1,0 +1,119 @@
+"""What the agent in a router's pod works out: the traffic to bring about, and what Envoy counted.
+
+The operator orders weights and knows no addresses; EndpointSlices say where engines are and know
+no weights. An order that is damaged, or would lead requests to nobody, is not followed; where
+engines are is followed always, in the last good order too.
+"""
+
+import hashlib
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from llmservice.core.router.desired import (
+    Endpoint,
+    RefusedTraffic,
+    Traffic,
+    format_traffic,
+    refuse_shift,
+)
+from llmservice.core.router.report import TrackReport
+
+_DIGEST_LENGTH = 10
+
+_REQUESTS = ("upstream_rq_completed",)
+_ACTIVE = ("upstream_rq_active", "upstream_rq_pending_active")
+"""The second waits for a connection to an engine and is about to be its work."""
+_FAILURES = (
+    "upstream_rq_5xx",
+    "retry.upstream_rq_completed",
+    "upstream_rq_pending_failure_eject",
+    "upstream_cx_destroy_remote_with_active_rq",
+)
+"""What goes wrong in four ways, each counted once and where it happened, whoever answered in the
+end: an error that the client saw, an answer that was tried again (503), no connection, and an
+engine that hung up in the middle of a request, before its first byte or after. A client that hangs
+up counts nowhere. Only a request that no engine connects to is counted more than once: with every
+attempt, and with the 503 that the client gets."""
+
+COUNTERS = r"^cluster\.(share|track)-[^.]+\.({})$".format(
+    "|".join(re.escape(name) for name in (*_REQUESTS, *_ACTIVE, *_FAILURES))
+)
+"""Regular expression of the counters that :func:`count_tracks` needs, by full name."""
+
+Endpoints = Mapping[str, tuple[Endpoint, ...]]
+"""Engines by the track's name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What to bring Envoy to, and why it is not what was ordered last."""
+
+    order: Traffic | None
+    """The order that is followed, as the operator wrote it; None if there never was a good one."""
+    problem: str = ""
+
+
+def choose_target(
+    ordered: Traffic | RefusedTraffic | None, before: Traffic | None, endpoints: Endpoints
+) -> Target:
+    """The new order if it can be followed, else the one before.
+
+    Args:
+        ordered: what the ConfigMap says; None if there is none.
+        before: the order that Envoy took last; None when it has none yet. Then any will do, also
+            one that nobody can serve yet: an Envoy that answers 503 while engines load is better
+            than none.
+        endpoints: where engines are.
+    """
+    if ordered is None:
+        return Target(before, "nobody says which traffic is wanted: there is no ConfigMap")
+    if isinstance(ordered, RefusedTraffic):
+        return Target(before, ordered.message)
+    if before is not None:
+        refused = refuse_shift(before, join_endpoints(ordered, endpoints))
+        if refused is not None:
+            return Target(before, f"version {ordered.version}: {refused.message}")
+    return Target(ordered)
+
+
+def join_endpoints(order: Traffic, endpoints: Endpoints) -> Traffic:
+    """The order with its engines, and a version that names both."""
+    tracks = tuple(
+        replace(track, endpoints=endpoints.get(track.name, ())) for track in order.tracks
+    )
+    joined = replace(order, tracks=tracks)
+    digest = hashlib.sha256(format_traffic(joined).encode()).hexdigest()[:_DIGEST_LENGTH]
+    return replace(joined, version=f"{order.version}.{digest}")
+
+
+def version_of_order(version: str | None) -> str | None:
+    """The order's part of a version that :func:`join_endpoints` made."""
+    return None if version is None else version.rpartition(".")[0]
+
+
+def count_tracks(stats: Mapping[str, int]) -> dict[str, TrackReport]:
+    """What each track did, by its name.
+
+    A canary's requests are counted in its share's cluster, and in the track's own once it is
+    stable or when a client chose it; so both are added. The first one goes when the canary becomes
+    stable, and what it counted too: numbers may fall then, as they do when Envoy restarts.
+
+    Args:
+        stats: Envoy's counters that match :data:`COUNTERS`.
+    """
+    tracks: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    for name, value in stats.items():
+        found = re.match(COUNTERS, name)
+        if found is not None:
+            track = name.split(".")[1].partition("-")[2]
+            tracks[track][found[2]] += value
+    return {name: _report(counters) for name, counters in sorted(tracks.items())}
+
+
+def _report(counters: Mapping[str, int]) -> TrackReport:
+    requests, active, failed = (
+        sum(counters[name] for name in names) for names in (_REQUESTS, _ACTIVE, _FAILURES)
+    )
+    return TrackReport(active, requests, failed)

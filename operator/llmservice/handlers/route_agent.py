@@ -1,0 +1,285 @@
+"""The agent beside Envoy in a router's pod: from a ConfigMap and EndpointSlices to files.
+
+::
+
+    install -> (nothing lies in the folder: wait for the API server -> first files) -> ready
+      -> each change: choose what to follow, apply it, try again until Envoy has taken it
+      -> SIGTERM
+
+It starts before Envoy and ends after it. Envoy serves what it knows while the agent or the API
+server is away, and a restarted agent goes on from the folder, which outlives both containers.
+"""
+
+import asyncio
+import logging
+import signal
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from llmservice.adapters.endpoints import RouteSources
+from llmservice.adapters.kube import Connection, Credentials
+from llmservice.adapters.ports import Cluster
+from llmservice.adapters.reflector import Reflector
+from llmservice.adapters.resources import CONFIG_MAP, ENDPOINT_SLICE
+from llmservice.adapters.rest import RestCluster
+from llmservice.adapters.route_files import (
+    Acknowledged,
+    AdminUnavailable,
+    EnvoyAdmin,
+    Rejected,
+    RouteFiles,
+    Unconfirmed,
+    drain,
+)
+from llmservice.api import names
+from llmservice.core.router.agent import choose_target, join_endpoints, version_of_order
+from llmservice.core.router.desired import Traffic
+from llmservice.core.router.envoy import RouterSettings
+from llmservice.core.router.report import RouterReport, format_report
+from llmservice.handlers.logs import configure_logging
+
+_log = logging.getLogger(__name__)
+
+_FIRST_PAUSE_SECONDS = 0.25
+_LONGEST_PAUSE_SECONDS = 5.0
+_PROBLEM_LIMIT = 1024
+_REPORT_SECONDS = 1.5
+"""Less than the operator's patience: that Envoy is silent is an answer, too."""
+
+
+@dataclass(frozen=True, slots=True)
+class AgentConfig:
+    """Settings of one agent."""
+
+    service: str
+    namespace: str
+    folder: Path
+    """Shared with Envoy, and as empty as the pod is new."""
+    agent_port: int = names.ROUTER_AGENT_PORT
+    """Of the agent itself; 0 takes any free one."""
+    router_port: int = names.ROUTER_PORT
+    admin_port: int = names.ROUTER_ADMIN_PORT
+    drain_seconds: float = 300.0
+    """How long requests may take to end once no new ones come."""
+    propagation_seconds: float = 5.0
+    """How long new requests may still come after the pod's end has begun."""
+    credentials: Credentials = field(default_factory=Credentials)
+
+
+def main(config: AgentConfig) -> int:
+    """Run the agent until SIGTERM; returns the exit code."""
+    configure_logging()
+    return asyncio.run(_run(config))
+
+
+async def _run(config: AgentConfig) -> int:
+    cluster = RestCluster(await Connection.open(config.credentials))
+    try:
+        agent = RouteAgent(config, cluster)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, agent.stop)
+        return await agent.run()
+    finally:
+        await cluster.close()
+
+
+class RouteAgent:
+    """One agent; make it within a running event loop, run it once.
+
+    Args:
+        config: its settings.
+        cluster: the API server.
+    """
+
+    def __init__(self, config: AgentConfig, cluster: Cluster) -> None:
+        self.server = AgentServer(self)
+        self.ready = False
+        """Whether Envoy can start: all its files lie in the folder."""
+        self._config = config
+        self._stopping = asyncio.Event()
+        self._changed = asyncio.Event()
+        self._admin = EnvoyAdmin(config.admin_port)
+        self._files = RouteFiles(config.folder, self._admin)
+        self._sources = RouteSources(config.service, self._changed.set)
+        self._reflectors = _reflectors(config, cluster, self._sources)
+        self._before: Traffic | None = None
+        """The order that Envoy follows."""
+        self._target: Traffic | None = None
+        """What Envoy is to follow now, with its engines."""
+        self._refusal = "the API server has not said yet which traffic is wanted"
+        self._outcome = "Envoy has not been told anything yet"
+
+    def stop(self) -> None:
+        """Have :meth:`run` end."""
+        self._stopping.set()
+
+    async def run(self) -> int:
+        """Work until stopped; returns the exit code."""
+        config = self._config
+        self._files.install(
+            RouterSettings(str(config.folder), config.router_port, config.admin_port)
+        )
+        self._before = self._files.recall()
+        self.ready = self._before is not None
+        await self.server.start(config.agent_port)
+        stopped = asyncio.create_task(self._stopping.wait())
+        work = [reflector.run() for reflector in self._reflectors]
+        tasks: list[asyncio.Task[Any]] = [asyncio.create_task(each) for each in work]
+        tasks += [asyncio.create_task(self._follow()), stopped]
+        try:
+            # None of them ends by itself, unless it is broken.
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            ended = await asyncio.gather(*tasks, return_exceptions=True)
+            await self.server.close()
+            await self._admin.close()
+        for error in ended:
+            if isinstance(error, Exception):
+                _log.error("the agent broke: %r", error, exc_info=error)
+        return 0 if stopped in done else 1
+
+    # --- following ------------------------------------------------------------------------------
+
+    async def _follow(self) -> None:
+        for reflector in self._reflectors:
+            # Without its engines an order would send requests to nobody.
+            await reflector.synced.wait()
+        pause = _FIRST_PAUSE_SECONDS
+        while True:
+            self._changed.clear()
+            if await self._bring_about():
+                pause = _FIRST_PAUSE_SECONDS
+                await self._changed.wait()
+            else:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._changed.wait(), pause)
+                pause = min(_LONGEST_PAUSE_SECONDS, pause * 2)
+
+    async def _bring_about(self) -> bool:
+        """Bring Envoy to what is to be followed now; False to try again."""
+        endpoints = self._sources.endpoints
+        chosen = choose_target(self._sources.ordered, self._before, endpoints)
+        self._report_refusal(chosen.problem)
+        if chosen.order is None:
+            return True
+        self._target = join_endpoints(chosen.order, endpoints)
+        try:
+            return self._took(chosen.order, await self._files.apply(self._target))
+        except OSError as error:
+            self._report_outcome(f"cannot write Envoy's files: {error}")
+            return False
+
+    def _took(self, order: Traffic, outcome: Acknowledged | Rejected | Unconfirmed) -> bool:
+        """Whether Envoy follows the order now."""
+        first = not self.ready
+        taken = isinstance(outcome, Acknowledged)
+        if taken or (first and isinstance(outcome, Unconfirmed)):
+            self._files.remember(order)
+            self._before = order
+            self.ready = True
+        match outcome:
+            case Acknowledged(version):
+                self._report_outcome(f"Envoy follows {version}", level=logging.INFO)
+            case Rejected(version, counters):
+                self._report_outcome(f"Envoy refused {version}: {', '.join(counters)}")
+            case Unconfirmed(version, why):
+                # It is expected at first: Envoy starts once its files are there.
+                level = logging.INFO if first else logging.WARNING
+                self._report_outcome(f"Envoy has not taken {version}: {why}", level=level)
+        return taken
+
+    def _report_refusal(self, problem: str) -> None:
+        if problem and problem != self._refusal:
+            _log.warning("the newest traffic is not followed: %s", problem)
+        self._refusal = problem
+
+    def _report_outcome(self, outcome: str, *, level: int = logging.WARNING) -> None:
+        if outcome != self._outcome:
+            _log.log(level, "%s", outcome)
+        self._outcome = outcome
+
+    # --- answering ------------------------------------------------------------------------------
+
+    async def report(self) -> RouterReport:
+        """What Envoy does now."""
+        try:
+            async with asyncio.timeout(_REPORT_SECONDS):
+                version = await self._admin.acknowledged_version()
+                tracks = await self._admin.tracks()
+        except (AdminUnavailable, TimeoutError) as error:
+            why = str(error) or f"nothing within {_REPORT_SECONDS:g} s"
+            return RouterReport(None, problem=f"Envoy does not answer: {why}"[:_PROBLEM_LIMIT])
+        problem = self._refusal
+        if not problem and (self._target is None or version != self._target.version):
+            problem = f"not in force yet; {self._outcome}"
+        return RouterReport(version_of_order(version), tracks, problem[:_PROBLEM_LIMIT])
+
+    async def drain(self) -> str:
+        """Return once nothing is in flight or the time is up; says which."""
+        propagation = self._config.propagation_seconds
+        try:
+            left = await drain(
+                self._admin,
+                at_least_seconds=propagation,
+                at_most_seconds=propagation + self._config.drain_seconds,
+            )
+        except AdminUnavailable as error:
+            return f"nothing to wait for: {error}"
+        return f"{left} requests are left"
+
+
+class AgentServer:
+    """What kubelet and operator ask an agent: ``/ready``, ``/status`` and ``/drain``."""
+
+    def __init__(self, agent: RouteAgent) -> None:
+        self._agent = agent
+        application = web.Application()
+        application.router.add_get("/ready", self._ready)
+        application.router.add_get("/status", self._status)
+        application.router.add_get("/drain", self._drain)
+        self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=1)
+        self.port = 0
+
+    async def start(self, port: int) -> None:
+        """Listen on all addresses; port 0 takes any free one (see :attr:`port`)."""
+        await self._runner.setup()
+        await web.TCPSite(self._runner, host=None, port=port).start()
+        self.port = min(self._runner.addresses, key=len)[1]
+
+    async def close(self) -> None:
+        """Stop listening."""
+        await self._runner.cleanup()
+
+    async def _ready(self, _: web.Request) -> web.Response:
+        if self._agent.ready:
+            return web.Response(text="ok\n")
+        return web.Response(status=503, text="Envoy has no files yet\n")
+
+    async def _status(self, _: web.Request) -> web.Response:
+        report = await self._agent.report()
+        return web.Response(text=format_report(report), content_type="application/json")
+
+    async def _drain(self, _: web.Request) -> web.Response:
+        # Always 200: whatever is left, the pod may end.
+        return web.Response(text=f"{await self._agent.drain()}\n")
+
+
+def _reflectors(config: AgentConfig, cluster: Cluster, sources: RouteSources) -> list[Reflector]:
+    selections = (
+        # The pod has rights to this one only, and a label would not tell the API server which.
+        (CONFIG_MAP, {"field_selector": f"metadata.name={names.router_name(config.service)}"}),
+        # Slices carry the labels of their Services, so this is all tracks.
+        (ENDPOINT_SLICE, {"label_selector": f"{names.SERVICE_LABEL}={config.service}"}),
+    )
+    return [
+        Reflector(
+            cluster, resource, config.namespace, sink=sources, touched=lambda _: None, **selection
+        )
+        for resource, selection in selections
+    ]

@@ -1,0 +1,770 @@
+"""``make bench-router``: what a service's router costs, one JSON line for each figure.
+
+::
+
+    python -m tests.bench.router [--seconds 4]
+
+A real Envoy on loopback, with the operator's files and its number of threads; engines that answer
+at once, in processes of their own. The ways to an engine alternate, so that a busy machine slows
+the direct one as much: read the ratios, and the CPU time, which is exact. With the default it ends
+within three minutes.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import re
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import ExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from aiohttp import web
+
+from e2e.cluster.processes import ProcessGroup
+from llmservice.adapters.ports import Resource
+from llmservice.adapters.resources import CONFIG_MAP, ENDPOINT_SLICE
+from llmservice.core.resources.router import ENVOY_THREADS
+from llmservice.core.router.desired import (
+    Affinity,
+    Capacity,
+    Endpoint,
+    Track,
+    Traffic,
+    format_traffic,
+)
+from llmservice.core.router.envoy import READY_PATH
+from tests.bench import procfs
+from tests.router.agent_pod import (
+    NAMESPACE,
+    SERVICE,
+    FakeApi,
+    RouterPod,
+    a_config_map,
+    a_slice,
+    free_port,
+)
+from tests.router.conftest import Router
+from tests.router.engine import until
+
+Line = dict[str, Any]
+
+_MANY = Capacity(requests=4096, queued=4096)
+"""Of the tracks: none of the figures is about refusals."""
+_ROOT = Path(__file__).parents[2]
+_DOOMED = "doomed"
+_ENGINES = ("stable", "canary", _DOOMED)
+_PATIENCE_SECONDS = 30
+_POLL_SECONDS = 0.005
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How much is measured."""
+
+    seconds: float = 4.0
+    """Of load, for each way to an engine."""
+    changes: int = 50
+    """Of weights, timed."""
+    changes_under_load: int = 30
+    stream_chunks: int = 30
+    """Of the streams meanwhile, 100 ms apart."""
+    open_streams: int = 1000
+
+
+async def figures(plan: Plan) -> AsyncIterator[Line]:
+    """All of them, one after the other."""
+    with TemporaryDirectory() as folder, ProcessGroup(Path(folder) / "engines") as engines:
+        where = {name: await _start_engine(engines, name) for name in _ENGINES}
+        for part in (_overhead, _changes, _failures, _memory):
+            with ExitStack() as stack:
+                stage = Stage(Path(folder) / part.__name__, stack, engines, where)
+                async for line in part(plan, stage):
+                    yield line
+
+
+# --- engines --------------------------------------------------------------------------------------
+
+_LENGTH = re.compile(rb"content-length: (\d+)", re.IGNORECASE)
+_ENGINE = re.compile(rb'"engine": "([a-z]+)"')
+_PROMPT = json.dumps({"model": "m", "messages": [{"role": "user", "content": "x" * 200}]}).encode()
+_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: %b\r\n%b\r\n\r\n"
+
+
+async def serve(name: str) -> None:
+    """Be an engine: print the port, then answer ``/answer/MS`` and ``/stream/CHUNKS/MS``."""
+    server = await asyncio.start_server(partial(_converse, name), "127.0.0.1", 0, backlog=1024)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    await server.serve_forever()
+
+
+async def _converse(name: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    text = json.dumps({"engine": name, "choices": [{"text": "x" * 120}]}).encode()
+    with suppress(asyncio.IncompleteReadError, ConnectionError):
+        while not writer.is_closing():
+            head = await reader.readuntil(b"\r\n\r\n")
+            found = _LENGTH.search(head)
+            assert found is not None
+            await reader.readexactly(int(found[1]))
+            what, *numbers = head.split(b" ", 2)[1].strip(b"/").split(b"/")
+            if what == b"answer":
+                await asyncio.sleep(int(numbers[0]) / 1000)
+                writer.write(_HEAD % (b"application/json", b"content-length: %d" % len(text)))
+                writer.write(text)
+            else:
+                await _stream(writer, text, int(numbers[0]), int(numbers[1]) / 1000)
+    writer.close()
+
+
+async def _stream(writer: asyncio.StreamWriter, text: bytes, chunks: int, pause: float) -> None:
+    event = b"data: %b\n\n" % text
+    chunk = b"%x\r\n%b\r\n" % (len(event), event)
+    writer.write(_HEAD % (b"text/event-stream", b"transfer-encoding: chunked") + chunk)
+    for _ in range(chunks - 1):
+        await asyncio.sleep(pause)
+        if writer.is_closing():
+            return
+        writer.write(chunk)
+    writer.write(b"0\r\n\r\n")
+
+
+# --- clients --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One request that was answered in full."""
+
+    engine: str
+    seconds: float
+    """To the first event of a stream, or to the end of a short answer."""
+
+
+class Failed(Exception):  # noqa: N818 - it names a state
+    """A request without a whole answer.
+
+    Args:
+        why: in a few words.
+        engine: the one that had begun to answer, if any had.
+    """
+
+    def __init__(self, why: str, engine: str = "") -> None:
+        super().__init__(why)
+        self.engine = engine
+
+
+class Client:
+    """One connection, kept until the other side wants no more of it; then a new one.
+
+    Args:
+        pick: the port that a new connection goes to.
+    """
+
+    def __init__(self, pick: Callable[[], int]) -> None:
+        self._pick = pick
+        self._open: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def ask(self, path: str) -> Answer:
+        """Send one request and read its answer to the end.
+
+        Raises:
+            Failed: there is none, not all of it, or another status than 200.
+        """
+        user = random.getrandbits(32)
+        request = (
+            f"POST {path} HTTP/1.1\r\nhost: bench\r\nx-user: {user:08x}\r\n"
+            f"content-type: application/json\r\ncontent-length: {len(_PROMPT)}\r\n\r\n"
+        )
+        start, engine = time.perf_counter(), ""
+        try:
+            async with asyncio.timeout(_PATIENCE_SECONDS):
+                reader, writer = await self._connected()
+                writer.write(request.encode() + _PROMPT)
+                head = await reader.readuntil(b"\r\n\r\n")
+                length = _LENGTH.search(head)
+                body = reader.readexactly(int(length[1])) if length else reader.readuntil(b"\n\n")
+                engine = _engine_of(head, await body)
+                first = time.perf_counter()
+                if not length:
+                    await reader.readuntil(b"\r\n0\r\n\r\n")
+        except (OSError, EOFError) as error:  # a time-out is an OSError
+            self.close()
+            why = repr(error) if isinstance(error, OSError) else "it broke off"
+            raise Failed(why, engine) from error
+        if b"connection: close" in head:
+            self.close()
+        return Answer(engine, first - start)
+
+    def close(self) -> None:
+        """Have the next request make a new connection."""
+        if self._open is not None:
+            self._open[1].close()
+        self._open = None
+
+    async def _connected(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        # As clients do, it is not sent on a connection that is known to be closed.
+        if self._open and (self._open[0].at_eof() or self._open[0].exception()):
+            self.close()
+        if self._open is None:
+            self._open = await asyncio.open_connection("127.0.0.1", self._pick(), limit=1 << 20)
+        return self._open
+
+
+def _engine_of(head: bytes, body: bytes) -> str:
+    found = _ENGINE.search(body)
+    if found is None or not head.startswith(b"HTTP/1.1 200 "):
+        raise ConnectionError(head.split(b"\r\n", 1)[0])
+    return found[1].decode()
+
+
+# --- what runs ------------------------------------------------------------------------------------
+
+
+class _Processes(ProcessGroup):
+    """An Envoy with as many threads as in a router's pod; the tests' own have one."""
+
+    def start(
+        self, name: str, command: Sequence[str | Path], env: Mapping[str, str] | None = None
+    ) -> None:
+        words = list(command)
+        if "--concurrency" in words:
+            words[words.index("--concurrency") + 1] = str(ENVOY_THREADS)
+        super().start(name, words, env)
+
+
+async def _start_engine(engines: ProcessGroup, name: str) -> Endpoint:
+    command = [sys.executable, "-m", "tests.bench.router", "--engine", name]
+    engines.start(name, command, {"PYTHONPATH": str(_ROOT)})
+    log = engines.log_of(name)
+
+    async def listens() -> bool:
+        return log.read_text().endswith("\n")
+
+    await until(listens, "a listening engine")
+    return Endpoint(f"127.0.0.1:{int(log.read_text())}", ready=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """The engines of all figures, and the routers of one, which end with it."""
+
+    folder: Path
+    stack: ExitStack
+    engines: ProcessGroup
+    where: Mapping[str, Endpoint]
+
+    def room(self, name: str) -> tuple[Path, ProcessGroup]:
+        """A folder for a router, and a group for its processes."""
+        folder = self.folder / name
+        folder.mkdir(parents=True)
+        return folder, self.stack.enter_context(_Processes(folder / "processes"))
+
+
+def _port(router: Router) -> int:
+    return int(router.url.rpartition(":")[2])
+
+
+# --- 1: against the direct way --------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Way:
+    """One way to an engine, and what went over it."""
+
+    name: str
+    port: int
+    pid: int | None = None
+    """Of its Envoy."""
+    seconds: list[float] = field(default_factory=list)
+    """Of each answer."""
+    failed: int = 0
+    busy_seconds: float = 0.0
+
+    def cpu_seconds(self) -> float:
+        """Of its Envoy, until now."""
+        return procfs.cpu_seconds(self.pid) if self.pid else 0.0
+
+    async def ask(self, client: Client, path: str) -> None:
+        """Send one request, and note how it went."""
+        try:
+            self.seconds.append((await client.ask(path)).seconds)
+        except Failed:
+            self.failed += 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Load:
+    """What is asked, by how many at a time."""
+
+    name: str
+    path: str
+    workers: int
+    in_turns: bool = False
+    """All workers take the same way for a moment, so that it has a rate; else each takes one way
+    after the other."""
+    chunks: int = 0
+
+
+_LOADS = (
+    _Load("short answers, one at a time", "/answer/0", 1),
+    _Load("short answers, 16 at a time", "/answer/0", 16, in_turns=True),
+    _Load("streams of 100 chunks 10 ms apart, 32 at a time", "/stream/100/10", 32, chunks=100),
+)
+_REQUESTS_IN_A_TURN = 10
+
+
+async def _overhead(plan: Plan, stage: Stage) -> AsyncIterator[Line]:
+    stable, canary = stage.where["stable"], stage.where["canary"]
+    split = _traffic(("stable", 9_500, stable), ("canary", 500, canary))
+    routed = {
+        "one track": _traffic(("stable", 10_000, stable)),
+        "split 95/5": split,
+        "split 95/5, affinity": replace(split, affinity=Affinity(header="x-user")),
+    }
+    routers = []
+    ways = [_Way("direct", stable.port)]
+    for name, traffic in routed.items():
+        folder, group = stage.room(name.replace("/", "-"))
+        routers.append(Router(folder, group))
+        await routers[-1].start(traffic)
+        ways.append(_Way(name, _port(routers[-1]), group.pid_of("envoy")))
+    pids = [os.getpid(), *map(stage.engines.pid_of, ("stable", "canary"))]
+    for load in _LOADS:
+        fresh = [_Way(way.name, way.port, way.pid) for way in ways]
+        async for line in _compare(load, fresh, pids, plan.seconds * len(ways)):
+            yield line
+    for router in routers:
+        await router.close()
+
+
+def _traffic(*tracks: tuple[str, int, Endpoint]) -> Traffic:
+    made = (Track(name, weight, _MANY, (endpoint,)) for name, weight, endpoint in tracks)
+    return Traffic("v1", stable="stable", tracks=tuple(made))
+
+
+async def _compare(
+    load: _Load, ways: list[_Way], pids: list[int], seconds: float
+) -> AsyncIterator[Line]:
+    clients = [[Client(partial(int, way.port)) for way in ways] for _ in range(load.workers)]
+    for each in clients:
+        for client in each:
+            await client.ask("/answer/0")  # connects
+    before = [way.cpu_seconds() for way in ways]
+    meter = procfs.Meter([*pids, *(way.pid for way in ways if way.pid)])
+    await (_take_turns if load.in_turns else _mix)(load, ways, clients, seconds)
+    others = round(meter.read().other_cores, 2)
+    for way, spent in zip(ways, before, strict=True):
+        line = _describe(load, way, ways[0]) | _cpu(load, way, way.cpu_seconds() - spent)
+        yield line | {"cores_used_by_others": others}
+    for each in clients:
+        for client in each:
+            client.close()
+
+
+async def _take_turns(
+    load: _Load, ways: list[_Way], clients: list[list[Client]], seconds: float
+) -> None:
+    async def work(way: _Way, client: Client) -> None:
+        for _ in range(_REQUESTS_IN_A_TURN):
+            await way.ask(client, load.path)
+
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        for number, way in enumerate(ways):
+            start = time.perf_counter()
+            await asyncio.gather(*(work(way, each[number]) for each in clients))
+            way.busy_seconds += time.perf_counter() - start
+
+
+async def _mix(load: _Load, ways: list[_Way], clients: list[list[Client]], seconds: float) -> None:
+    async def work(number: int, mine: list[Client]) -> None:
+        await asyncio.sleep(number / load.workers)  # so that they do not ask all at once
+        while time.perf_counter() < end:
+            for turn in range(len(ways)):
+                way = (number + turn) % len(ways)
+                await ways[way].ask(mine[way], load.path)
+
+    end = time.perf_counter() + seconds
+    await asyncio.gather(*(work(*each) for each in enumerate(clients)))
+
+
+def _describe(load: _Load, way: _Way, direct: _Way) -> Line:
+    line: Line = {
+        "figure": load.name,
+        "way": way.name,
+        "answers": len(way.seconds),
+        "failed": way.failed,
+    }
+    if load.in_turns:
+        rate, plain = (len(each.seconds) / each.busy_seconds for each in (way, direct))
+        line |= {"per_second": round(rate, 1), "rate_to_direct": round(rate / plain, 3)}
+    for name, share in (("p50", 0.5), ("p99", 0.99)):
+        here, there = (_quantile(each.seconds, share) for each in (way, direct))
+        line |= {f"{name}_ms": _ms(here), f"added_{name}_ms": _ms(here - there)}
+    return line
+
+
+def _cpu(load: _Load, way: _Way, seconds: float) -> Line:
+    if way.pid is None:
+        return {}
+    what, number = ("chunks", load.chunks) if load.chunks else ("requests", 1)
+    per_thousand = 1000 * seconds / (len(way.seconds) * number)
+    return {f"envoy_cpu_seconds_per_1000_{what}": round(per_thousand, 4)}
+
+
+def _quantile(values: list[float], share: float) -> float:
+    return sorted(values)[min(len(values) - 1, int(share * len(values)))]
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 3)
+
+
+# --- 2: from an order to traffic ------------------------------------------------------------------
+
+
+async def _changes(plan: Plan, stage: Stage) -> AsyncIterator[Line]:
+    """All the weight goes from one track to the other, again and again."""
+    pod = RouterPod(*stage.room("pod"))
+    _place(pod, {name: stage.where[name] for name in ("stable", "canary")})
+    _order([pod], "v0", canary=0)
+    await pod.start()
+    await pod.until_in_force("v0")
+    arrived, told = [], []
+    for number in range(plan.changes):
+        start = time.perf_counter()
+        _order([pod], f"v{number + 1}", canary=(10_000, 0)[number % 2])
+        seconds = await asyncio.gather(
+            _until_answered(pod, ("canary", "stable")[number % 2]),
+            _until_told(pod, f"v{number + 1}"),
+        )
+        arrived.append(seconds[0] - start)
+        told.append(seconds[1] - start)
+    yield {
+        "figure": "weight change",
+        "changes": plan.changes,
+        "to_first_answer_median_s": round(median(arrived), 4),
+        "to_first_answer_worst_s": round(max(arrived), 4),
+        "to_acknowledgement_median_s": round(median(told), 4),
+        "to_acknowledgement_worst_s": round(max(told), 4),
+    }
+    await pod.close()
+
+
+def _place(pod: RouterPod, engines: Mapping[str, Endpoint]) -> None:
+    for track, endpoint in engines.items():
+        pod.api.put(a_slice(track, endpoint))
+
+
+def _order(pods: Sequence[RouterPod], version: str, canary: int) -> None:
+    weights = (("stable", 10_000 - canary), ("canary", canary))
+    tracks = tuple(Track(name, weight, _MANY) for name, weight in weights)
+    for pod in pods:
+        pod.order_text(format_traffic(Traffic(version, "stable", tracks)))
+
+
+async def _until_answered(pod: RouterPod, engine: str) -> float:
+    """The moment of the first answer from there."""
+    client = Client(partial(_port, pod.router))
+    while True:
+        if (await client.ask("/answer/0")).engine == engine:
+            client.close()
+            return time.perf_counter()
+        await asyncio.sleep(0.001)  # the agent runs in this very process
+
+
+async def _until_told(pod: RouterPod, version: str) -> float:
+    while True:
+        report = await pod.report()
+        if (report.version, report.problem) == (version, ""):
+            return time.perf_counter()
+        await asyncio.sleep(_POLL_SECONDS)
+
+
+# --- 3: failed requests ---------------------------------------------------------------------------
+
+_SHORT_WORKERS, _STREAM_WORKERS = 32, 32
+_RENEW = 0.05
+"""Chance that a client makes a new connection after a request."""
+_UNNOTICED_SECONDS = 1.0
+"""How long a dead engine stays in the EndpointSlices, and an agent away."""
+_PROPAGATION_SECONDS = 0.5
+
+
+@dataclass(slots=True)
+class _Clients:
+    """Clients of two routers behind a Service, and how they fared."""
+
+    pods: list[RouterPod]
+    """Where new connections go; those that there are stay."""
+    answers: Counter[str] = field(default_factory=Counter)
+    failures: Counter[str] = field(default_factory=Counter)
+    cut: int = 0
+    """Streams that the killed engine had begun: nobody could have finished them."""
+    done: bool = False
+
+    async def run(self, kind: str, path: str) -> None:
+        """Ask until told otherwise."""
+        client = Client(lambda: _port(random.choice(self.pods).router))
+        while not self.done:
+            try:
+                await client.ask(path)
+                self.answers[kind] += 1
+            except Failed as failed:
+                if failed.engine == _DOOMED:
+                    self.cut += 1
+                else:
+                    self.failures[f"{kind}: {failed}"] += 1
+            if random.random() < _RENEW:
+                client.close()
+            await asyncio.sleep(random.random() * 0.02)
+        client.close()
+
+    def line(self, during: str) -> Line:
+        """How it went while something was done."""
+        return {
+            "figure": "failed requests",
+            "during": during,
+            "short_answers": self.answers["short"],
+            "streams": self.answers["stream"],
+            "failed": self.failures.total(),
+            "why": dict(self.failures),
+            "streams_cut_by_the_killed_engine": self.cut,
+        }
+
+
+async def _failures(plan: Plan, stage: Stage) -> AsyncIterator[Line]:
+    pods = [await _start_pod(stage, name) for name in ("one", "two")]
+    async with _under_load(plan, pods) as clients:
+        await _change_weights(pods, plan.changes_under_load)
+    yield clients.line(f"{plan.changes_under_load} weight changes")
+    async with _under_load(plan, pods) as clients:
+        await _kill(stage, pods)
+    yield clients.line("the canary's only engine killed, at 50 %")
+    for pod in pods:
+        _place(pod, {"canary": stage.where["canary"]})
+    async with _under_load(plan, pods) as clients:
+        await _restart_agents(pods)
+    yield clients.line("restarts of both agents")
+    async with _under_load(plan, pods) as clients:
+        await _restart_envoys(pods, clients)
+    yield clients.line("drains and restarts of both Envoys")
+    for pod in pods:
+        await pod.close()
+
+
+async def _start_pod(stage: Stage, name: str) -> RouterPod:
+    pod = RouterPod(*stage.room(name))
+    pod.config = replace(pod.config, propagation_seconds=_PROPAGATION_SECONDS)
+    _place(pod, {"stable": stage.where["stable"], "canary": stage.where[_DOOMED]})
+    _order([pod], "v0", canary=5_000)
+    await pod.start()
+    await pod.until_in_force("v0")
+    return pod
+
+
+@asynccontextmanager
+async def _under_load(plan: Plan, pods: list[RouterPod]) -> AsyncIterator[_Clients]:
+    clients = _Clients(list(pods))
+    async with asyncio.TaskGroup() as group:
+        for _ in range(_SHORT_WORKERS):
+            group.create_task(clients.run("short", "/answer/20"))
+        for _ in range(_STREAM_WORKERS):
+            group.create_task(clients.run("stream", f"/stream/{plan.stream_chunks}/100"))
+        await asyncio.sleep(1)  # of load without any event
+        yield clients
+        clients.done = True
+
+
+async def _change_weights(pods: list[RouterPod], changes: int) -> None:
+    for number in range(changes):
+        # The last one is what the next figure begins with.
+        weight = 5_000 if number == changes - 1 else random.randrange(10_001)
+        _order(pods, f"w{number}", canary=weight)
+        for pod in pods:
+            await pod.until_in_force(f"w{number}")
+        await asyncio.sleep(random.random() * 0.3)  # so that all of them outlast the streams
+
+
+async def _kill(stage: Stage, pods: list[RouterPod]) -> None:
+    stage.engines.stop(_DOOMED, signal.SIGKILL)
+    await asyncio.sleep(_UNNOTICED_SECONDS)
+    dead = a_slice("canary", stage.where[_DOOMED])["metadata"]["name"]
+    for pod in pods:
+        pod.api.drop("EndpointSlice", dead)
+    await asyncio.sleep(_UNNOTICED_SECONDS)
+
+
+async def _restart_agents(pods: list[RouterPod]) -> None:
+    for pod in pods:
+        version = (await pod.report()).version
+        assert version is not None
+        await pod.stop_agent()
+        await asyncio.sleep(_UNNOTICED_SECONDS)
+        await pod.start_agent()
+        await pod.until_in_force(version)
+
+
+async def _restart_envoys(pods: list[RouterPod], clients: _Clients) -> None:
+    """As pods are replaced: new connections come for a while, then none, then Envoy ends."""
+    for pod in pods:
+        draining = asyncio.create_task(pod.get("/drain"))
+        await asyncio.sleep(_PROPAGATION_SECONDS / 2)
+        clients.pods.remove(pod)
+        await draining
+        await pod.stop_envoy()
+        await pod.start_envoy()
+        await until(partial(_is_ready, pod), "a ready Envoy")
+        clients.pods.append(pod)
+
+
+async def _is_ready(pod: RouterPod) -> bool:
+    async with pod.router.client.get(pod.router.url + READY_PATH) as answer:
+        return answer.status == 200
+
+
+# --- 4: memory ------------------------------------------------------------------------------------
+
+
+async def _memory(plan: Plan, stage: Stage) -> AsyncIterator[Line]:
+    """The agent is the real command here, and the API server a stand-in."""
+    stable = stage.where["stable"]
+    folder, group = stage.room("pod")
+    router = Router(folder, group)
+    router.folder.mkdir()
+    traffic = Traffic("v1", "stable", (Track("stable", 10_000, _MANY),))
+    async with _api_server(a_config_map(format_traffic(traffic)), a_slice("stable", stable)) as url:
+        kubeconfig = folder / "kubeconfig"
+        kubeconfig.write_text(_kubeconfig(url))
+        await _start_agent(group, router.folder, kubeconfig)
+        await router.start_envoy()
+        idle = procfs.peak_rss_mib(group.pid_of("envoy"))
+        await _open_streams(plan.open_streams, router)
+        yield {
+            "figure": "memory",
+            "envoy_idle_rss_mib": round(idle, 1),
+            "streams": plan.open_streams,
+            "envoy_rss_mib": round(procfs.peak_rss_mib(group.pid_of("envoy")), 1),
+            "agent_rss_mib": round(procfs.peak_rss_mib(group.pid_of("agent")), 1),
+        }
+        await router.close()
+        group.stop("agent")
+
+
+async def _open_streams(number: int, router: Router) -> None:
+    """Open streams, wait until an engine answers all of them, and hang up."""
+
+    async def all_open() -> bool:
+        tracks = await router.admin.tracks()
+        return number == tracks["stable"].active == await router.admin.active_requests()
+
+    clients = [Client(partial(_port, router)) for _ in range(number)]
+    streams = [asyncio.create_task(client.ask("/stream/2/60000")) for client in clients]
+    try:
+        await until(all_open, "open streams")
+    finally:
+        for stream, client in zip(streams, clients, strict=True):
+            stream.cancel()
+            client.close()
+        await asyncio.gather(*streams, return_exceptions=True)
+
+
+async def _start_agent(group: ProcessGroup, folder: Path, kubeconfig: Path) -> None:
+    port = free_port()
+    options = {
+        "service": SERVICE,
+        "namespace": NAMESPACE,
+        "folder": folder,
+        "kubeconfig": kubeconfig,
+        "agent-port": port,
+        "router-port": 0,
+        "admin-port": free_port(),
+    }
+    command = [sys.executable, "-m", "llmservice", "route-agent"]
+    group.start("agent", [*command, *(f"--{name}={value}" for name, value in options.items())])
+
+    async def is_ready() -> bool:
+        group.fail_on_exit()
+        with suppress(ConnectionError):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"GET /ready HTTP/1.0\r\n\r\n")
+            answer = await reader.read()
+            writer.close()
+            return b" 200 " in answer
+        return False
+
+    await until(is_ready, "a ready agent")
+
+
+@asynccontextmanager
+async def _api_server(*objects: Line) -> AsyncIterator[str]:
+    """What answers an agent's lists; nothing ever changes. Its URL."""
+    api = FakeApi()
+    for each in objects:
+        api.put(each)
+
+    async def answer(resource: Resource, request: web.Request) -> web.StreamResponse:
+        if "watch" in request.query:
+            stream = web.StreamResponse()
+            await stream.prepare(request)
+            await asyncio.Event().wait()
+        page = await api.list_page(resource, NAMESPACE)
+        metadata = {"resourceVersion": page.resource_version}
+        return web.json_response({"metadata": metadata, "items": page.items})
+
+    application = web.Application()
+    for resource, prefix in (
+        (CONFIG_MAP, "/api/v1"),
+        (ENDPOINT_SLICE, "/apis/discovery.k8s.io/v1"),
+    ):
+        path = f"{prefix}/namespaces/{NAMESPACE}/{resource.plural}"
+        application.router.add_get(path, partial(answer, resource))
+    runner = web.AppRunner(application, shutdown_timeout=0.01)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    await runner.cleanup()
+
+
+def _kubeconfig(url: str) -> str:
+    return json.dumps(
+        {
+            "clusters": [{"name": "bench", "cluster": {"server": url}}],
+            "users": [{"name": "bench", "user": {"token": "none"}}],
+            "contexts": [{"name": "bench", "context": {"cluster": "bench", "user": "bench"}}],
+            "current-context": "bench",
+        }
+    )
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+async def _print(plan: Plan) -> None:
+    async for line in figures(plan):
+        print(json.dumps(line), flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print a line per figure."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    words = "of load for each way to an engine (default 4)"
+    parser.add_argument("--seconds", type=float, default=Plan().seconds, help=words)
+    parser.add_argument("--engine", metavar="NAME", help=argparse.SUPPRESS)
+    parsed = parser.parse_args(arguments)
+    asyncio.run(serve(parsed.engine) if parsed.engine else _print(Plan(parsed.seconds)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

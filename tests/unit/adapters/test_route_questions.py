@@ -1,0 +1,52 @@
+"""What the API server says of a route, also where it has no routes."""
+
+import pytest
+
+from llmservice.adapters.ports import Forbidden, NotFound, Unavailable
+from llmservice.adapters.route_questions import read_route
+from llmservice.core.questions import ReadRoute, RouteReading
+from tests.unit.adapters.fake_cluster import FakeCluster
+
+QUESTION = ReadRoute("team", "chat")
+
+
+async def said(error):
+    cluster = FakeCluster()
+    cluster.failures["get", "HTTPRoute"] = [error]
+    return await read_route(cluster, QUESTION)
+
+
+async def test_live_route_is_given_whole():
+    """Its owner's rules, and what gateways say."""
+    cluster = FakeCluster()
+    live = cluster.put({"kind": "HTTPRoute", "metadata": {"name": "chat", "namespace": "team"}})
+
+    assert RouteReading(live) == await read_route(cluster, QUESTION)
+
+
+async def test_missing_route_is_no_problem():
+    """It may be made."""
+    missing = NotFound('httproutes.gateway.networking.k8s.io "chat" not found')
+
+    assert RouteReading(None) == await said(missing)
+
+
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [
+        (NotFound("HTTP 404"), "no HTTPRoute of gateway.networking.k8s.io/v1: install Gateway API"),
+        (NotFound("the server could not find the requested resource"), "v1.4.0 or newer"),
+        (Forbidden("not for you"), "HTTPRoutes cannot be read: not for you"),
+    ],
+)
+async def test_cluster_without_routes_says_what_is_needed(error, why):
+    """A definition cannot be read with rights in one namespace."""
+    reading = await said(error)
+
+    assert reading.route is None
+    assert why in reading.problem
+
+
+async def test_api_server_that_is_away_says_nothing():
+    """It will."""
+    assert await said(Unavailable("down")) is None

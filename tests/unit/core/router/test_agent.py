@@ -1,0 +1,138 @@
+"""What the agent works out; what Envoy makes of it is tested in tests/router/test_agent.py."""
+
+from dataclasses import replace
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmservice.core.router.agent import (
+    Target,
+    choose_target,
+    count_tracks,
+    join_endpoints,
+    version_of_order,
+)
+from llmservice.core.router.desired import (
+    Capacity,
+    Endpoint,
+    Track,
+    Traffic,
+    check_traffic,
+    parse_traffic,
+)
+from llmservice.core.router.report import TrackReport
+
+HERE, THERE = Endpoint("10.0.0.1:8000", ready=True), Endpoint("10.0.0.2:8000", ready=True)
+BOTH = {"stable": (HERE,), "canary": (THERE,)}
+
+
+def an_order(version: str = "v1", canary: int = 0) -> Traffic:
+    capacity = Capacity(64, 64)
+    tracks = (Track("stable", 10_000 - canary, capacity), Track("canary", canary, capacity))
+    return Traffic(version, "stable", tracks)
+
+
+# --- choosing -----------------------------------------------------------------------------------
+
+
+def test_a_new_order_is_followed():
+    order = an_order("v2", 5_000)
+    assert Target(order) == choose_target(order, an_order(), BOTH)
+
+
+def test_the_first_order_is_followed_though_nobody_serves():
+    assert Target(an_order()) == choose_target(an_order(), None, {})
+
+
+def test_a_share_is_not_raised_where_nobody_serves():
+    chosen = choose_target(an_order("v2", 5_000), an_order(), {"stable": (HERE,)})
+    assert an_order() == chosen.order
+    assert chosen.problem.startswith("version v2: ")
+    assert "canary has no ready engine" in chosen.problem
+
+
+def test_a_share_that_is_in_force_stays_though_nobody_serves():
+    order = an_order("v2", 5_000)
+    assert Target(order) == choose_target(order, order, {})
+
+
+def test_a_damaged_or_missing_order_leaves_the_one_before():
+    for damaged in (None, parse_traffic("{")):
+        chosen = choose_target(damaged, an_order(), BOTH)
+        assert an_order() == chosen.order
+        assert chosen.problem
+        assert choose_target(damaged, None, BOTH).order is None
+
+
+# --- joining ------------------------------------------------------------------------------------
+
+
+@given(st.from_regex(r"\A[A-Za-z0-9._-]{1,100}\Z"))
+def test_the_version_of_the_order_can_be_read_back(version):
+    joined = join_endpoints(an_order(version), BOTH)
+    assert version == version_of_order(joined.version)
+
+
+def test_envoy_without_routes_has_no_version():
+    assert version_of_order(None) is None
+
+
+def test_a_version_names_one_content():
+    """Other engines, other weights or another owner of the same engines: another version."""
+    moved = {"stable": (THERE,), "canary": (HERE,)}
+    different = [
+        join_endpoints(an_order(canary=canary), endpoints).version
+        for canary in (0, 1)
+        for endpoints in (BOTH, moved, {}, {"stable": (HERE,)})
+    ]
+    assert len(different) == len(set(different))
+    assert join_endpoints(an_order(), BOTH) == join_endpoints(an_order(), dict(BOTH))
+
+
+def test_engines_go_to_their_track():
+    """Those of a revision that the order does not name go nowhere."""
+    joined = join_endpoints(an_order(), {**BOTH, "old": (Endpoint("10.0.0.9:8000", ready=True),)})
+    assert [("stable", (HERE,)), ("canary", (THERE,))] == [
+        (track.name, track.endpoints) for track in joined.tracks
+    ]
+    assert isinstance(check_traffic(joined), Traffic)
+
+
+def test_addresses_in_the_config_map_count_for_nothing():
+    order = an_order()
+    stale = replace(order, tracks=tuple(replace(t, endpoints=(THERE,)) for t in order.tracks))
+    assert () == join_endpoints(stale, {}).tracks[0].endpoints
+
+
+# --- counting -----------------------------------------------------------------------------------
+
+
+def test_both_clusters_of_a_track_are_added():
+    stats = {
+        "cluster.share-canary.upstream_rq_completed": 10,
+        "cluster.track-canary.upstream_rq_completed": 3,
+        "cluster.share-canary.upstream_rq_5xx": 1,
+        "cluster.share-canary.retry.upstream_rq_completed": 2,
+        "cluster.track-canary.upstream_rq_pending_failure_eject": 4,
+        "cluster.track-canary.upstream_cx_destroy_remote_with_active_rq": 8,
+        "cluster.track-canary.upstream_rq_active": 16,
+        "cluster.track-canary.upstream_rq_pending_active": 32,
+        "cluster.track-stable.upstream_rq_active": 5,
+    }
+    expected = {"canary": TrackReport(48, 13, 15), "stable": TrackReport(5, 0, 0)}
+    assert expected == count_tracks(stats)
+
+
+def test_nothing_else_is_counted():
+    """What clients broke off, what Envoy counts twice, and clusters of others."""
+    stats = dict.fromkeys(
+        (
+            "cluster.track-canary.upstream_cx_destroy_local_with_active_rq",
+            "cluster.track-canary.external.upstream_rq_5xx",
+            "cluster.track-canary.upstream_rq_5xx_more",
+            "cluster.other.upstream_rq_5xx",
+            "http.ingress.downstream_rq_5xx",
+        ),
+        7,
+    )
+    assert {} == count_tracks(stats)
