@@ -15,12 +15,11 @@ import asyncio
 import json
 import os
 import random
-import re
 import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -45,6 +44,7 @@ from llmservice.core.router.desired import (
 )
 from llmservice.core.router.envoy import READY_PATH
 from tests.bench import procfs
+from tests.bench.loopback import Client, Failed
 from tests.router.agent_pod import (
     NAMESPACE,
     SERVICE,
@@ -93,140 +93,6 @@ async def figures(plan: Plan) -> AsyncIterator[Line]:
                     yield line
 
 
-# --- engines --------------------------------------------------------------------------------------
-
-_LENGTH = re.compile(rb"content-length: (\d+)", re.IGNORECASE)
-_ENGINE = re.compile(rb'"engine": "([a-z]+)"')
-_PROMPT = json.dumps({"model": "m", "messages": [{"role": "user", "content": "x" * 200}]}).encode()
-_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: %b\r\n%b\r\n\r\n"
-
-
-async def serve(name: str) -> None:
-    """Be an engine: print the port, then answer ``/answer/MS`` and ``/stream/CHUNKS/MS``."""
-    server = await asyncio.start_server(partial(_converse, name), "127.0.0.1", 0, backlog=1024)
-    print(server.sockets[0].getsockname()[1], flush=True)
-    await server.serve_forever()
-
-
-async def _converse(name: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    text = json.dumps({"engine": name, "choices": [{"text": "x" * 120}]}).encode()
-    with suppress(asyncio.IncompleteReadError, ConnectionError):
-        while not writer.is_closing():
-            head = await reader.readuntil(b"\r\n\r\n")
-            found = _LENGTH.search(head)
-            assert found is not None
-            await reader.readexactly(int(found[1]))
-            what, *numbers = head.split(b" ", 2)[1].strip(b"/").split(b"/")
-            if what == b"answer":
-                await asyncio.sleep(int(numbers[0]) / 1000)
-                writer.write(_HEAD % (b"application/json", b"content-length: %d" % len(text)))
-                writer.write(text)
-            else:
-                await _stream(writer, text, int(numbers[0]), int(numbers[1]) / 1000)
-    writer.close()
-
-
-async def _stream(writer: asyncio.StreamWriter, text: bytes, chunks: int, pause: float) -> None:
-    event = b"data: %b\n\n" % text
-    chunk = b"%x\r\n%b\r\n" % (len(event), event)
-    writer.write(_HEAD % (b"text/event-stream", b"transfer-encoding: chunked") + chunk)
-    for _ in range(chunks - 1):
-        await asyncio.sleep(pause)
-        if writer.is_closing():
-            return
-        writer.write(chunk)
-    writer.write(b"0\r\n\r\n")
-
-
-# --- clients --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """One request that was answered in full."""
-
-    engine: str
-    seconds: float
-    """To the first event of a stream, or to the end of a short answer."""
-
-
-class Failed(Exception):  # noqa: N818 - it names a state
-    """A request without a whole answer.
-
-    Args:
-        why: in a few words.
-        engine: the one that had begun to answer, if any had.
-    """
-
-    def __init__(self, why: str, engine: str = "") -> None:
-        super().__init__(why)
-        self.engine = engine
-
-
-class Client:
-    """One connection, kept until the other side wants no more of it; then a new one.
-
-    Args:
-        pick: the port that a new connection goes to.
-    """
-
-    def __init__(self, pick: Callable[[], int]) -> None:
-        self._pick = pick
-        self._open: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
-
-    async def ask(self, path: str) -> Answer:
-        """Send one request and read its answer to the end.
-
-        Raises:
-            Failed: there is none, not all of it, or another status than 200.
-        """
-        user = random.getrandbits(32)
-        request = (
-            f"POST {path} HTTP/1.1\r\nhost: bench\r\nx-user: {user:08x}\r\n"
-            f"content-type: application/json\r\ncontent-length: {len(_PROMPT)}\r\n\r\n"
-        )
-        start, engine = time.perf_counter(), ""
-        try:
-            async with asyncio.timeout(_PATIENCE_SECONDS):
-                reader, writer = await self._connected()
-                writer.write(request.encode() + _PROMPT)
-                head = await reader.readuntil(b"\r\n\r\n")
-                length = _LENGTH.search(head)
-                body = reader.readexactly(int(length[1])) if length else reader.readuntil(b"\n\n")
-                engine = _engine_of(head, await body)
-                first = time.perf_counter()
-                if not length:
-                    await reader.readuntil(b"\r\n0\r\n\r\n")
-        except (OSError, EOFError) as error:  # a time-out is an OSError
-            self.close()
-            why = repr(error) if isinstance(error, OSError) else "it broke off"
-            raise Failed(why, engine) from error
-        if b"connection: close" in head:
-            self.close()
-        return Answer(engine, first - start)
-
-    def close(self) -> None:
-        """Have the next request make a new connection."""
-        if self._open is not None:
-            self._open[1].close()
-        self._open = None
-
-    async def _connected(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        # As clients do, it is not sent on a connection that is known to be closed.
-        if self._open and (self._open[0].at_eof() or self._open[0].exception()):
-            self.close()
-        if self._open is None:
-            self._open = await asyncio.open_connection("127.0.0.1", self._pick(), limit=1 << 20)
-        return self._open
-
-
-def _engine_of(head: bytes, body: bytes) -> str:
-    found = _ENGINE.search(body)
-    if found is None or not head.startswith(b"HTTP/1.1 200 "):
-        raise ConnectionError(head.split(b"\r\n", 1)[0])
-    return found[1].decode()
-
-
 # --- what runs ------------------------------------------------------------------------------------
 
 
@@ -243,7 +109,7 @@ class _Processes(ProcessGroup):
 
 
 async def _start_engine(engines: ProcessGroup, name: str) -> Endpoint:
-    command = [sys.executable, "-m", "tests.bench.router", "--engine", name]
+    command = [sys.executable, "-m", "tests.bench.loopback", name]
     engines.start(name, command, {"PYTHONPATH": str(_ROOT)})
     log = engines.log_of(name)
 
@@ -510,7 +376,7 @@ class _Clients:
     answers: Counter[str] = field(default_factory=Counter)
     failures: Counter[str] = field(default_factory=Counter)
     cut: int = 0
-    """Streams that the killed engine had begun: nobody could have finished them."""
+    """Answers that the killed engine had begun: nobody could have finished them."""
     done: bool = False
 
     async def run(self, kind: str, path: str) -> None:
@@ -760,9 +626,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     words = "of load for each way to an engine (default 4)"
     parser.add_argument("--seconds", type=float, default=Plan().seconds, help=words)
-    parser.add_argument("--engine", metavar="NAME", help=argparse.SUPPRESS)
-    parsed = parser.parse_args(arguments)
-    asyncio.run(serve(parsed.engine) if parsed.engine else _print(Plan(parsed.seconds)))
+    asyncio.run(_print(Plan(parser.parse_args(arguments).seconds)))
     return 0
 
 

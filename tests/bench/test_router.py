@@ -9,13 +9,14 @@ from functools import partial
 
 import pytest
 
-from tests.bench.router import Client, Failed, Plan, figures
+from tests.bench.loopback import Client, Failed
+from tests.bench.router import Plan, figures
 
 SMALL = Plan(seconds=0.1, changes=2, changes_under_load=2, stream_chunks=3, open_streams=20)
 WAYS = ("direct", "one track", "split 95/5", "split 95/5, affinity")
 LATENCY = {"answers", "failed", "p50_ms", "added_p50_ms", "p99_ms", "added_p99_ms"}
-STREAM_HEAD = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
-EVENT = b'1a\r\ndata: {"engine": "stable"}\n\n\r\n'
+STREAM_HEAD = b"HTTP/1.1 200 OK\r\nx-engine: stable\r\ntransfer-encoding: chunked\r\n\r\n"
+EVENT = b"a\r\ndata: {}\n\n\r\n"
 
 
 @pytest.mark.contract  # twenty seconds, most of them spent waiting for processes
@@ -65,9 +66,9 @@ async def server(*answers: bytes):
     ("answer", "engine"),
     [
         (b"", ""),
-        (b"HTTP/1.1 200 OK\r\ncontent-length: 40\r\n\r\n{", ""),
+        (b"HTTP/1.1 200 OK\r\nx-engine: stable\r\ncontent-length: 40\r\n\r\n{", "stable"),
         (b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 4\r\n\r\nnone", ""),
-        (STREAM_HEAD, ""),
+        (STREAM_HEAD, "stable"),
         (STREAM_HEAD + EVENT * 2, "stable"),
     ],
     ids=["nothing", "half an answer", "503", "no event", "half a stream"],

@@ -99,6 +99,32 @@ def test_weights_and_pods_rise_together():
     assert {(0, 0), (0, 1), (10, 1), (10, 2), (50, 2), (50, 4), (100, 4)} == seen
 
 
+def test_steps_of_pods_get_their_share_of_the_traffic():
+    """One pod beside four gets a fifth, so it is as busy as they are, and the times compare."""
+    world, new = edited(steps=[{"replicas": 1}, {"replicas": 4}])
+    seen = set()
+
+    def watch(world):
+        ready = sum(p.ready for p in world.pods.values() if p.revision == new)
+        seen.add((round(world.shares().get(new, 0)), ready, world.rollout["step"]))
+        return world.rollout["phase"] == "Stable"
+
+    world.run(watch)
+
+    assert {(20, 1, 1), (50, 4, 2), (100, 4, 3)} <= seen
+    assert {0, 20, 50, 100} == {weight for weight, _, _ in seen}
+
+
+def test_pods_of_replace_share_the_traffic_of_what_is_there():
+    """One of three pods gets a third."""
+    world, new = edited(steps=[{"replicas": 1}], capacity="Replace", replicas=3)
+    world.room = 3
+    world.run_to("Judging")
+
+    assert 33 == round(world.shares()[new])
+    assert {world.stable: 2, new: 1} == world.pods_by_revision()
+
+
 def test_service_at_rest_costs_nothing():
     """No write and no question once the routers are there."""
     world = serving()

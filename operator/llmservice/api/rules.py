@@ -289,8 +289,28 @@ RULES: tuple[Rule, ...] = (
         "steps-rise",
         "spec.rollout",
         f"!has(self.steps) || [{_LAST_STEPS}].all(i, i >= size(self.steps)"
+        " || !has(self.steps[i - 1].weight) || !has(self.steps[i].weight)"
         " || self.steps[i - 1].weight < self.steps[i].weight)",
         "the weight of a step must be above that of the one before: sort steps by weight",
+        field="steps",
+    ),
+    Rule(
+        "steps-are-alike",
+        "spec.rollout",
+        "!has(self.steps) || self.steps.all(s, has(s.weight))"
+        " || self.steps.all(s, has(s.replicas) && !has(s.weight))",
+        "give every step a weight, or every step only replicas, which makes a weight of their share"
+        " of all pods",
+        field="steps",
+    ),
+    Rule(
+        "step-replicas-rise",
+        "spec.rollout",
+        f"!has(self.steps) || [{_LAST_STEPS}].all(i, i >= size(self.steps)"
+        " || has(self.steps[i - 1].weight) || has(self.steps[i].weight)"
+        " || !has(self.steps[i - 1].replicas) || !has(self.steps[i].replicas)"
+        " || self.steps[i - 1].replicas < self.steps[i].replicas)",
+        "without weights the replicas of a step must be above those of the one before",
         field="steps",
     ),
     Rule(

@@ -286,8 +286,9 @@ class AcceleratorSpec(ApiObject):
 class RolloutStep(ApiObject):
     """One share of the requests for the canary, held until the guardrails let it go on."""
 
-    weight: Annotated[int, Field(ge=1, le=99)]
-    """Percent of the requests, 1 to 99; more than in the step before."""
+    weight: Annotated[int, Field(ge=1, le=99)] | None = None
+    """Percent of the requests, 1 to 99; more than in the step before. Default: what `replicas` are
+    of all pods, so that a canary pod is as busy as a stable one."""
     replicas: Annotated[int, Field(ge=1, le=1000)] | None = None
     """Canary pods, 1 to spec.replicas. Default: its share of spec.replicas, rounded up."""
     duration_seconds: Annotated[int, Field(ge=0, le=MAX_SECONDS)] = 0

@@ -387,7 +387,7 @@ def _status(situation: _Situation, config: Config) -> dict[str, Any]:
         "stableRevision": stable,
         "updatedRevision": target.hash,
         "revisions": _revision_statuses(situation),
-        "rollout": rollout_status(course, situation.valid.spec) if course else None,
+        "rollout": rollout_status(course, as_canary(situation.valid.spec)) if course else None,
         "engine": {
             "image": target.engine["image"],
             "version": target.version,

@@ -8,19 +8,38 @@ from llmservice.core.canary.state import FULL, Outcome, Phase, Rollout
 
 
 def as_canary(spec: LLMServiceSpec) -> LLMServiceSpec:
-    """The spec as a router goes by it: without a canary strategy, all traffic moves in one step.
+    """The spec as a router goes by it: every step has a weight.
 
-    A router that is there for other reasons still moves traffic in the order that loses none.
+    Without a canary strategy all traffic moves in one step: a router that is there for other
+    reasons still moves it in the order that loses no request.
     """
     if spec.rollout.strategy == "Canary":
-        return spec
+        if all(step.weight for step in spec.rollout.steps):
+            return spec
+        weighed = {"steps": tuple(_weighed(step, spec) for step in spec.rollout.steps)}
+        return spec.model_copy(update={"rollout": spec.rollout.model_copy(update=weighed)})
     at_once = {"steps": (), "guardrails": (), "settle_seconds": 0, "bake_seconds": 0}
     return spec.model_copy(update={"rollout": spec.rollout.model_copy(update=at_once)})
 
 
+def _weighed(step: RolloutStep, spec: LLMServiceSpec) -> RolloutStep:
+    """A step of so many pods gets their share of all pods, so that all are equally busy."""
+    if step.weight or not step.replicas:
+        return step
+    # Those that a canary of Replace has are missing on the other side.
+    pods = spec.replicas + (0 if spec.rollout.capacity == "Replace" else step.replicas)
+    share = round(FULL * step.replicas / max(1, pods))
+    return step.model_copy(update={"weight": min(max(1, share), FULL - 1)})
+
+
+def weight_of(step: RolloutStep) -> int:
+    """Percent of the requests; every step of :func:`as_canary` has it."""
+    return step.weight or 0
+
+
 def next_weight(policy: RolloutSpec, weight: int) -> int:
     """The weight after this one; a list that was edited meanwhile never makes it jump back."""
-    return min((step.weight for step in policy.steps if step.weight > weight), default=FULL)
+    return min((w for step in policy.steps if (w := weight_of(step)) > weight), default=FULL)
 
 
 def step_at(policy: RolloutSpec, weight: int) -> RolloutStep | None:
@@ -30,7 +49,7 @@ def step_at(policy: RolloutSpec, weight: int) -> RolloutStep | None:
 
 def step_number(policy: RolloutSpec, weight: int) -> int:
     """Which step a weight belongs to, from 1; 0 before the first."""
-    return sum(step.weight <= weight for step in policy.steps) + (weight >= FULL)
+    return sum(weight_of(step) <= weight for step in policy.steps) + (weight >= FULL)
 
 
 def canary_pods(rollout: Rollout, policy: RolloutSpec, wanted: int) -> int:

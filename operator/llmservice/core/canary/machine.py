@@ -189,7 +189,9 @@ def _clear(rollout: Rollout, view: View) -> str | None:
 
 def _provisioned(rollout: Rollout, view: View) -> str | None:
     needed, ready = canary_pods(rollout, view.policy, view.wanted), view.ready_of(rollout.canary)
-    return f"{ready} pods of the canary are ready" if ready >= needed else None
+    if ready < needed:
+        return None
+    return "a pod of the canary is ready" if ready == 1 else f"{ready} pods of the canary are ready"
 
 
 def _warmed(rollout: Rollout, view: View) -> str | None:
