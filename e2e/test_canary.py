@@ -17,6 +17,7 @@ from e2e.canaries import (
     rollout_of,
     shortened,
 )
+from e2e.cluster.processes import wait_until
 from e2e.follow import condition, follow, is_settled
 from e2e.services import tiny_service, with_spec
 from e2e.stage import Make, Stage
@@ -104,7 +105,10 @@ def test_a_canary_that_dies_at_half_of_the_traffic_costs_no_request(
 def test_without_a_spare_device_a_canary_replaces(
     stage: Stage, devices: Callable[[int], str], make: Make
 ) -> None:
-    """Two devices for both revisions, one pod of each; a person lets the step pass."""
+    """Two devices for both revisions, one pod of each; a person lets the step pass.
+
+    Scaled down afterwards, it loses no request either.
+    """
     device = devices(2)
     service = tiny_service("tight", stage.engine, drainTimeoutSeconds=20)
     spec = shortened("canary-no-spare-gpu.yaml")
@@ -118,6 +122,8 @@ def test_without_a_spare_device_a_canary_replaces(
         stage.llmservice("resume", name)
         service = follow(stage.kubectl, name, is_promoted(before), seconds=300)
         follow(stage.kubectl, name, is_settled, seconds=120)
+        stage.kubectl.patch(f"llmservice/{name}", {"spec": {"replicas": 1}})
+        wait_until(lambda: len(stage.pods(name)) == 1, what="a pod to stop", seconds=60)
     assert short.failures + long.failures == []
 
 
