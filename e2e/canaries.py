@@ -29,6 +29,8 @@ def shortened(example: str) -> JSON:
         guardrail["minRequests"] = 20
         if guardrail["metric"] == "errors":
             guardrail["maxErrorRatePercent"] = 10
+        elif "maxSeconds" in guardrail:
+            guardrail["maxSeconds"] = 20
         elif "maxIncreasePercent" in guardrail:
             guardrail |= {"quantile": "p90", "maxIncreasePercent": 200}
     # Two limits on the same quantile of the same metric would be one limit twice.

@@ -23,7 +23,7 @@ from e2e.services import tiny_service, with_spec
 from e2e.stage import Make, Stage
 from e2e.traffic import Load
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1500)]
 
 _NAME = "careful"
 
@@ -55,7 +55,7 @@ def test_a_good_canary_is_promoted_without_a_failed_request(stage: Stage, carefu
         operators = "--selector=app.kubernetes.io/name=llmservice-operator"
         system("delete", "pods", operators, "--force", "--grace-period=0")
         stage.kubectl("rollout", "restart", f"deployment/{careful}-router")
-        service = follow(stage.kubectl, careful, is_promoted(old), seconds=500)
+        service = follow(stage.kubectl, careful, is_promoted(old), seconds=900)
     assert short.failures + long.failures == []
     assert long.answers
     assert service["status"]["stableRevision"] == service["status"]["updatedRevision"]
@@ -70,9 +70,11 @@ def test_a_failing_canary_is_turned_down_without_a_failed_request(
     with _load(stage, careful) as short, _load(stage, careful, long=True) as long:
         before = stage.kubectl.get(f"llmservice/{careful}")["spec"]["engine"]
         _edit(stage, **WRONG_KNOB)
-        service = follow(stage.kubectl, careful, is_aborted, seconds=300, may_stall=True)
+        service = follow(stage.kubectl, careful, is_aborted, seconds=600, may_stall=True)
     assert short.failures + long.failures == []
-    assert "errors at most 10%" in rollout_of(service)["message"]
+    # A request that fails is none that was fast, so either guardrail may be the first to know.
+    assert rollout_of(service)["reason"] == "GuardrailBroken"
+    assert any(" at most " in each["message"] for each in rollout_of(service)["checks"])
     stalled = condition(service, "Stalled")
     assert stalled is not None
     assert stalled["reason"] == "RolloutAborted"
@@ -92,7 +94,7 @@ def test_a_canary_that_dies_at_half_of_the_traffic_costs_no_request(
     """
     with _load(stage, careful) as short:
         _edit(stage, maxNumSeqs=20)
-        service = follow(stage.kubectl, careful, judges_at(50), seconds=400)
+        service = follow(stage.kubectl, careful, judges_at(50), seconds=700)
         canary = rollout_of(service)["canaryRevision"]
         (pod,) = [p for p in stage.pods(careful) if canary in p["metadata"]["name"]]
         stage.kubectl("delete", f"pod/{pod['metadata']['name']}", "--force", "--grace-period=0")
@@ -116,11 +118,11 @@ def test_without_a_spare_device_a_canary_replaces(
     before = follow(stage.kubectl, name, is_routed, seconds=240)["status"]["stableRevision"]
     with _load(stage, name) as short, _load(stage, name, long=True) as long:
         stage.kubectl.patch(f"llmservice/{name}", {"spec": {"engine": {"maxNumSeqs": 8}}})
-        service = follow(stage.kubectl, name, is_paused, seconds=300)
+        service = follow(stage.kubectl, name, is_paused, seconds=600)
         pods = [pod["metadata"]["labels"]["llmservice.dev/revision"] for pod in stage.pods(name)]
         assert sorted(pods) == sorted([before, service["status"]["updatedRevision"]])
         stage.llmservice("resume", name)
-        service = follow(stage.kubectl, name, is_promoted(before), seconds=300)
+        service = follow(stage.kubectl, name, is_promoted(before), seconds=600)
         follow(stage.kubectl, name, is_settled, seconds=120)
         stage.kubectl.patch(f"llmservice/{name}", {"spec": {"replicas": 1}})
         wait_until(lambda: len(stage.pods(name)) == 1, what="a pod to stop", seconds=60)
@@ -129,8 +131,8 @@ def test_without_a_spare_device_a_canary_replaces(
 
 def _load(stage: Stage, name: str, *, long: bool = False) -> Load:
     if long:
-        return Load(stage.url(name), name, clients=1, tokens=800, limit_seconds=400)
-    return Load(stage.url(name), name, clients=4, tokens=4, prompt=PROMPT, limit_seconds=400)
+        return Load(stage.url(name), name, clients=1, tokens=800, limit_seconds=1200)
+    return Load(stage.url(name), name, clients=4, tokens=4, prompt=PROMPT, limit_seconds=1200)
 
 
 def _edit(stage: Stage, **engine: Any) -> None:
