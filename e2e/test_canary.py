@@ -112,7 +112,7 @@ def test_without_a_spare_device_a_canary_replaces(
     Scaled down afterwards, it loses no request either.
     """
     device = devices(2)
-    service = tiny_service("tight", stage.engine, drainTimeoutSeconds=20)
+    service = tiny_service("tight", stage.engine, drainTimeoutSeconds=60)
     spec = shortened("canary-no-spare-gpu.yaml")
     name = make(with_spec(service, replicas=2, accelerator={"resource": device}, **spec))
     before = follow(stage.kubectl, name, is_routed, seconds=240)["status"]["stableRevision"]
@@ -124,7 +124,8 @@ def test_without_a_spare_device_a_canary_replaces(
         stage.llmservice("resume", name)
         service = follow(stage.kubectl, name, is_promoted(before), seconds=600)
         follow(stage.kubectl, name, is_settled, seconds=120)
-        stage.kubectl.patch(f"llmservice/{name}", {"spec": {"replicas": 1}})
+        fewer = {"replicas": 1, "rollout": {"capacity": "Auto"}}
+        stage.kubectl.patch(f"llmservice/{name}", {"spec": fewer})
         wait_until(lambda: len(stage.pods(name)) == 1, what="a pod to stop", seconds=60)
     assert short.failures + long.failures == []
 
