@@ -28,7 +28,7 @@ def shortened(example: str) -> JSON:
     for guardrail in rollout["guardrails"]:
         guardrail["minRequests"] = 20
         if guardrail["metric"] == "errors":
-            guardrail["maxErrorRatePercent"] = 10
+            guardrail["maxErrorRatePercent"] = 5
         elif "maxSeconds" in guardrail:
             guardrail["maxSeconds"] = 20
         elif "maxIncreasePercent" in guardrail:
