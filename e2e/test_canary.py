@@ -66,7 +66,9 @@ def test_a_failing_canary_is_turned_down_without_a_failed_request(
     stage: Stage, careful: str
 ) -> None:
     """What it turns away stable answers; the guardrail is named, and nothing tries it again."""
-    stage.kubectl.patch(f"llmservice/{careful}", {"spec": shortened("canary-72h.yaml")})
+    # A canary that is hardly asked turns hardly anybody away.
+    half = {"rollout": {"steps": [{"weight": 50}]}}
+    stage.kubectl.patch(f"llmservice/{careful}", {"spec": half})
     with _load(stage, careful) as short, _load(stage, careful, long=True) as long:
         before = stage.kubectl.get(f"llmservice/{careful}")["spec"]["engine"]
         _edit(stage, **WRONG_KNOB)
@@ -92,6 +94,7 @@ def test_a_canary_that_dies_at_half_of_the_traffic_costs_no_request(
 
     Streams are not among them: what a dead engine has begun, nobody can go on with.
     """
+    stage.kubectl.patch(f"llmservice/{careful}", {"spec": shortened("canary-72h.yaml")})
     with _load(stage, careful) as short:
         _edit(stage, maxNumSeqs=20)
         service = follow(stage.kubectl, careful, judges_at(50), seconds=700)
