@@ -26,7 +26,6 @@ from llmservice.api.v1alpha1 import router_of
 from llmservice.core import health, status
 from llmservice.core.canary.director import Course, Subject, direct, rollout_status, summary
 from llmservice.core.canary.gates import open_bench
-from llmservice.core.canary.intent import as_canary
 from llmservice.core.canary.state import Hold, Phase
 from llmservice.core.capacity import capacity_status, next_read
 from llmservice.core.config import Config
@@ -50,7 +49,8 @@ class _Situation:
     observed: Observed
     valid: ValidSpec
     target: Revision
-    stored: Mapping[str, Revision]
+    revisions: Mapping[str, Revision]
+    """All that are known, the target among them."""
     deployments: Mapping[str, DeploymentFacts]
     rollout: RolloutPlan
     course: Course | None
@@ -136,9 +136,9 @@ def _assess(observed: Observed, valid: ValidSpec, config: Config) -> _Situation:
     }
     no_room = _no_room(observed, target, stored, deployments)
     policy = valid.spec.rollout
-    known = {**stored, target.hash: target}
+    revisions = {**stored, target.hash: target}
     limit = config.max_concurrent_rollouts
-    course = direct(Subject(observed, as_canary(valid.spec), target.hash, known, no_room, limit))
+    course = direct(Subject(observed, valid.spec, target.hash, revisions, no_room, limit))
     given = RolloutInput(
         target=target.hash,
         wanted=valid.spec.replicas,
@@ -151,7 +151,7 @@ def _assess(observed: Observed, valid: ValidSpec, config: Config) -> _Situation:
     rollout = plan_rollout(given) if course is None else _as_plan(course, given)
     stopping = any(pod.deleting for pod in observed.pods)
     making_room = stopping or bool(no_room and no_room.freeing_helps and policy.capacity != "Surge")
-    return _Situation(observed, valid, target, stored, deployments, rollout, course, making_room)
+    return _Situation(observed, valid, target, revisions, deployments, rollout, course, making_room)
 
 
 def _as_plan(course: Course, given: RolloutInput) -> RolloutPlan:
@@ -260,8 +260,8 @@ def _desired(situation: _Situation, config: Config) -> Iterator[Manifest]:
     yield course.router.entry() if course else build.build_entry_service(service, spec)
     yield build.build_disruption_budget(service)
     for hash_, replicas in sorted(situation.rollout.replicas.items()):
+        revision = situation.revisions.get(hash_)
         is_target = hash_ == situation.target.hash
-        revision = situation.target if is_target else situation.stored.get(hash_)
         if revision is None or (not is_target and situation.rollout.complete):
             continue
         yield build.build_controller_revision(service, revision)
@@ -279,8 +279,7 @@ def _wanted_bench(situation: _Situation) -> tuple[str, BenchGate, Revision] | No
         return None
     rollout = situation.course.rollout
     found = open_bench(rollout, situation.valid.spec.rollout, situation.observed.service)
-    revisions = {**situation.stored, situation.target.hash: situation.target}
-    canary = revisions.get(rollout.canary or "")
+    canary = situation.revisions.get(rollout.canary or "")
     return None if found is None or canary is None else (*found, canary)
 
 
@@ -316,6 +315,8 @@ def _to_delete(situation: _Situation, config: Config) -> Iterator[Delete]:
     service = situation.observed.service.key.name
     live = set(situation.course.pods) if situation.course else {situation.target.hash}
     kept = live | {situation.target.hash} | set(_history(situation, config))
+    live_names = {names.revision_name(service, hash_) for hash_ in live}
+    kept_names = {names.revision_name(service, hash_) for hash_ in kept}
     bench = _wanted_bench(situation)
     for ref, child in sorted(situation.observed.children.items()):
         if child.deleting or child.controller_uid != situation.observed.service.uid:
@@ -323,9 +324,9 @@ def _to_delete(situation: _Situation, config: Config) -> Iterator[Delete]:
         if ref.name == names.router_name(service) or ref.kind == ROUTE_KIND:
             gone = situation.course is None or not situation.course.router.keeps(ref)
         elif ref.kind == "ControllerRevision":
-            gone = ref.name not in {names.revision_name(service, hash_) for hash_ in kept}
+            gone = ref.name not in kept_names
         elif ref.kind == "Deployment" or (ref.kind == "Service" and ref.name != service):
-            gone = ref.name not in {names.revision_name(service, hash_) for hash_ in live}
+            gone = ref.name not in live_names
         elif child.job is not None:
             gone = not child.job.ended and (bench is None or ref.name != bench[0])
         else:
@@ -336,7 +337,7 @@ def _to_delete(situation: _Situation, config: Config) -> Iterator[Delete]:
 
 def _history(situation: _Situation, config: Config) -> Iterator[str]:
     """The newest revisions besides that of the spec."""
-    others = (r for r in situation.stored.values() if r.hash != situation.target.hash)
+    others = (r for r in situation.revisions.values() if r.hash != situation.target.hash)
     newest = sorted(others, key=lambda revision: revision.number, reverse=True)
     return (revision.hash for revision in newest[: config.revision_history_limit])
 
@@ -387,7 +388,7 @@ def _status(situation: _Situation, config: Config) -> dict[str, Any]:
         "stableRevision": stable,
         "updatedRevision": target.hash,
         "revisions": _revision_statuses(situation),
-        "rollout": rollout_status(course, as_canary(situation.valid.spec)) if course else None,
+        "rollout": rollout_status(course) if course else None,
         "engine": {
             "image": target.engine["image"],
             "version": target.version,
@@ -428,12 +429,11 @@ def _capacity(situation: _Situation, *, rolling: bool) -> tuple[str, str, str] |
 
 
 def _revision_statuses(situation: _Situation) -> list[dict[str, Any]]:
-    revisions = {**situation.stored, situation.target.hash: situation.target}
     live = sorted(
         (
-            revisions[hash_]
+            situation.revisions[hash_]
             for hash_ in situation.rollout.replicas
-            if hash_ in revisions
+            if hash_ in situation.revisions
             and (hash_ == situation.target.hash or not situation.rollout.complete)
         ),
         key=lambda revision: -revision.number,

@@ -10,10 +10,10 @@ from datetime import timedelta
 from typing import Any
 
 from llmservice.api import names
-from llmservice.api.v1alpha1 import LLMServiceSpec, router_of
+from llmservice.api.v1alpha1 import LLMServiceSpec, RolloutSpec, router_of
 from llmservice.core import health
 from llmservice.core.canary.gates import ask_gates
-from llmservice.core.canary.intent import pods_of, shares_of, step_number
+from llmservice.core.canary.intent import as_canary, pods_of, shares_of, step_number
 from llmservice.core.canary.look import (
     DRAIN_POLL_SECONDS,
     Look,
@@ -29,6 +29,7 @@ from llmservice.core.canary.queue import who_is_first
 from llmservice.core.canary.routers import Router, router_for
 from llmservice.core.canary.state import (
     AT_REST,
+    MOVING,
     CheckResult,
     Hold,
     Phase,
@@ -41,14 +42,12 @@ from llmservice.core.canary.view import Verb, View
 from llmservice.core.engine import served_name
 from llmservice.core.observed import Observed, PodFacts
 from llmservice.core.questions import Question
+from llmservice.core.resources.children import DEADLINE_MARGIN_SECONDS
 from llmservice.core.revisions import Revision
 from llmservice.core.rollout import NoRoom
 from llmservice.core.router.desired import Traffic
 from llmservice.core.status import format_time
 
-PROVISION_MARGIN_SECONDS = 600
-"""Scheduling and image pull, on top of the start-up budget."""
-_MOVING = (Phase.Preflight, Phase.Shifting, Phase.Promoting, Phase.Aborting, Phase.Superseding)
 _PASSING = timedelta(minutes=3)
 """What may pass by itself (a registry that is away) has passed in a pod's first minutes, or not."""
 _SOON_SECONDS = 1.0
@@ -69,6 +68,8 @@ _POLLS = {
 class Course:
     """What a canary rollout wants now, and what it will be."""
 
+    policy: RolloutSpec
+    """By which it goes: each step has a weight."""
     rollout: Rollout
     """As read; what is done follows from it."""
     after: Rollout
@@ -107,17 +108,20 @@ def direct(subject: Subject) -> Course | None:
     rollout = _read(subject)
     if rollout is None:
         return None
+    subject = replace(subject, spec=as_canary(subject.spec))
     observed, policy = subject.observed, subject.spec.rollout
+    ready = _ready(observed)
     pods = pods_of(rollout, policy, subject.spec.replicas)
-    traffic = _traffic(subject, rollout, pods)
+    traffic = _traffic(subject, rollout, pods, ready)
     router = router_for(observed, subject.spec, rollout, traffic)
     if rollout.phase is Phase.Draining:
         found = watch_drain(rollout, observed, router.propagation_seconds)
     else:
         found = ask_gates(look(rollout, observed, policy), observed, policy)
-    view = _view(subject, found.rollout, router)
+    view = _view(subject, found.rollout, router, ready)
     after = advance(found.rollout, view)
     return Course(
+        policy=policy,
         rollout=rollout,
         after=after,
         pods=pods,
@@ -129,9 +133,9 @@ def direct(subject: Subject) -> Course | None:
     )
 
 
-def rollout_status(course: Course, spec: LLMServiceSpec) -> dict[str, Any]:
+def rollout_status(course: Course) -> dict[str, Any]:
     """``status.rollout``: what people read, and under ``state`` what the operator goes on from."""
-    after, policy = course.after, spec.rollout
+    after, policy = course.after, course.policy
     waits = f"{after.message}; waiting: {after.hold_message}" if after.hold else after.message
     in_trial = after.phase not in AT_REST
     status = {
@@ -207,13 +211,15 @@ def _with_router(rollout: Rollout, spec: LLMServiceSpec) -> Rollout:
     return replace(rollout, router=wanted, routed=False)
 
 
-def _traffic(subject: Subject, rollout: Rollout, pods: Mapping[str, int]) -> Traffic:
-    ready = _ready(subject.observed)
+def _traffic(
+    subject: Subject, rollout: Rollout, pods: Mapping[str, int], ready: Mapping[str, int]
+) -> Traffic:
     shares = shares_of(rollout, ready)
     return wanted_traffic(rollout.stable, shares, pods, subject.revisions, subject.spec.traffic)
 
 
 def _ready(observed: Observed) -> dict[str, int]:
+    """Ready pods by revision."""
     ready: dict[str, int] = {}
     for pod in observed.pods:
         if pod.ready and not pod.deleting:
@@ -221,20 +227,20 @@ def _ready(observed: Observed) -> dict[str, int]:
     return ready
 
 
-def _view(subject: Subject, rollout: Rollout, router: Router) -> View:
+def _view(subject: Subject, rollout: Rollout, router: Router, ready: Mapping[str, int]) -> View:
     observed, spec = subject.observed, subject.spec
     action = _action(observed)
     canary = rollout.canary or ""
     given = spec.rollout.provision_timeout_seconds
-    since = rollout.since if rollout.phase in _MOVING else None
+    since = rollout.since if rollout.phase in MOVING else None
     return View(
         now=observed.now,
         target=subject.target,
         policy=spec.rollout,
         wanted=spec.replicas,
         drain_seconds=spec.engine.drain_timeout_seconds,
-        provision_seconds=given or spec.engine.startup_timeout_seconds + PROVISION_MARGIN_SECONDS,
-        ready=_ready(observed),
+        provision_seconds=given or spec.engine.startup_timeout_seconds + DEADLINE_MARGIN_SECONDS,
+        ready=ready,
         warm={canary: warm_pods(observed, canary)},
         warm_problem=warm_problem(observed, canary),
         routers=router.title,
@@ -295,7 +301,7 @@ def _pods_of(observed: Observed, revision: str) -> Iterator[PodFacts]:
 def _questions(subject: Subject, rollout: Rollout, router: Router) -> tuple[Question, ...]:
     """What the phase needs to know besides the evidence."""
     observed, spec = subject.observed, subject.spec
-    if rollout.phase in _MOVING:
+    if rollout.phase in MOVING:
         return router.ask(rollout.since)
     if rollout.phase in AT_REST and not rollout.routed:
         return router.ask(None)
@@ -310,7 +316,7 @@ def _again_in(rollout: Rollout, after: Rollout, found: Look, router: Router) -> 
     if after != rollout:
         return 0.0
     pause = _WAITING.get(rollout.hold) if rollout.hold else None
-    moving = router.poll_seconds if rollout.phase in _MOVING else None
+    moving = router.poll_seconds if rollout.phase in MOVING else None
     pause = pause or moving or _POLLS.get(rollout.phase)
     if rollout.phase in AT_REST and not rollout.routed:
         pause = max(_SOON_SECONDS, router.poll_seconds)

@@ -10,7 +10,15 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from llmservice.api.v1alpha1 import RolloutSpec
-from llmservice.core.canary.state import FULL, UNDER_WAY, CheckResult, Hold, Phase, Rollout
+from llmservice.core.canary.state import (
+    FULL,
+    MAX_MESSAGE,
+    UNDER_WAY,
+    CheckResult,
+    Hold,
+    Phase,
+    Rollout,
+)
 from llmservice.core.judge import judge as judging
 from llmservice.core.judge.checks import compile_guardrails
 from llmservice.core.judge.counts import (
@@ -35,7 +43,6 @@ from llmservice.core.router.report import RouterReport
 
 ROUTER_POLL_SECONDS = 0.2
 DRAIN_POLL_SECONDS = 1.0
-_MAX_CHECK = 1024
 _HOLDS = {
     judging.Hold.NoData: Hold.MetricsUnavailable,
     judging.Hold.NoTraffic: Hold.NoTraffic,
@@ -196,21 +203,20 @@ def _requests_left(
 ) -> int | None:
     """Requests that the leaving revision is answering; None while somebody has not said."""
     left = 0
-    for pod in engines:
-        answer = observed.answers.get((ReadEngine, pod.uid))
+    asked: list[tuple[type[Question], PodFacts]] = [(ReadEngine, pod) for pod in engines]
+    asked += [(ReadRouter, pod) for pod in routers]
+    for kind, pod in asked:
+        answer = observed.answers.get((kind, pod.uid))
         if answer is None or answer.at < rollout.since:
             return None
-        if not isinstance(answer.content, EngineReading):
-            return None
-        left += answer.content.in_flight
-    for pod in routers:
-        answer = observed.answers.get((ReadRouter, pod.uid))
-        if answer is None or answer.at < rollout.since:
-            return None
-        if not isinstance(answer.content, RouterReport):
-            return None
-        track = answer.content.tracks.get(rollout.leaving or "")
-        left += track.active if track else 0
+        match answer.content:
+            case EngineReading(in_flight=requests):
+                left += requests
+            case RouterReport(tracks=tracks):
+                track = tracks.get(rollout.leaving or "")
+                left += track.active if track else 0
+            case _:
+                return None
     return left
 
 
@@ -275,7 +281,7 @@ def _count(rollout: Rollout, observed: Observed, policy: RolloutSpec) -> Look:
 
 def _remember(rollout: Rollout, decision: judging.Decision) -> Rollout:
     results = tuple(
-        CheckResult(each.check, str(each.verdict), each.sentence[:_MAX_CHECK])
+        CheckResult(each.check, str(each.verdict), each.sentence[:MAX_MESSAGE])
         for each in decision.findings
     )
     hold, message = rollout.hold, rollout.hold_message
@@ -284,7 +290,7 @@ def _remember(rollout: Rollout, decision: judging.Decision) -> Rollout:
         hold = (
             _HOLDS.get(decision.hold or judging.Hold.TooFew, Hold.Inconclusive) if waits else None
         )
-        message = decision.reason[:_MAX_CHECK] if waits else ""
+        message = decision.reason[:MAX_MESSAGE] if waits else ""
     return replace(
         rollout,
         verdict=decision.verdict,

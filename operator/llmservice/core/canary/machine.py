@@ -14,7 +14,9 @@ from llmservice.core.canary.intent import canary_pods, next_weight, step_at
 from llmservice.core.canary.state import (
     AT_REST,
     FULL,
+    MAX_MESSAGE,
     MAX_REJECTED,
+    MOVING,
     UNDER_WAY,
     Hold,
     Outcome,
@@ -69,15 +71,7 @@ def begin(stable: str, now: datetime, action: str | None) -> Rollout:
 
 def without_canary(rollout: Rollout, now: datetime) -> Rollout:
     """At rest, as if the canary had never been; what was turned down before stays so."""
-    return Rollout(
-        phase=Phase.Stable,
-        stable=rollout.stable,
-        since=now,
-        rejected=rollout.rejected,
-        handled_action=rollout.handled_action,
-        routed=rollout.routed,
-        router=rollout.router,
-    )
+    return _afresh(replace(rollout, phase=Phase.Stable, since=now))
 
 
 # --- conditions: back -----------------------------------------------------------------------------
@@ -296,10 +290,6 @@ def _resumed_before_start(rollout: Rollout, view: View) -> str | None:
     return None if rollout.pods_for else _resume(rollout, view) or _promote(rollout, view)
 
 
-def _spec_is_stable(rollout: Rollout, view: View) -> str | None:
-    return _reverted(rollout, view)
-
-
 # --- the table ------------------------------------------------------------------------------------
 
 
@@ -377,7 +367,7 @@ TRANSITIONS: tuple[Transition, ...] = (
     _row(Phase.Superseding, _returned, Phase.Draining, "TrafficReturned"),
     _row(Phase.Draining, _drained_after_abort, Phase.Aborted, "Aborted"),
     _row(Phase.Draining, _drained, Phase.Stable, "Drained"),
-    _row(Phase.Aborted, _spec_is_stable, Phase.Stable, "Reverted"),
+    _row(Phase.Aborted, _reverted, Phase.Stable, "Reverted"),
     _row(Phase.Aborted, _changed, Phase.Preflight, "NewRevision"),
 )
 
@@ -391,7 +381,7 @@ def _enter(rollout: Rollout, view: View, row: Transition, message: str) -> Rollo
         phase=row.target,
         since=view.now,
         reason=row.reason,
-        message=message[:1024],
+        message=message[:MAX_MESSAGE],
         hold=None,
         hold_message="",
     )
@@ -399,12 +389,23 @@ def _enter(rollout: Rollout, view: View, row: Transition, message: str) -> Rollo
     return after if settle is None else settle(rollout, after, view)
 
 
+def _afresh(rollout: Rollout) -> Rollout:
+    """Its phase, and what outlives the canary that it was about."""
+    return Rollout(
+        phase=rollout.phase,
+        stable=rollout.stable,
+        since=rollout.since,
+        rejected=rollout.rejected,
+        handled_action=rollout.handled_action,
+        routed=rollout.routed,
+        router=rollout.router,
+    )
+
+
 def _enter_preflight(before: Rollout, after: Rollout, view: View) -> Rollout:
     others = tuple(each for each in after.rejected if each.hash != view.target)
-    return Rollout(
-        phase=after.phase,
-        stable=after.stable,
-        since=after.since,
+    return replace(
+        _afresh(after),
         began=before.began or view.now,
         canary=view.target,
         to=next_weight(view.policy, 0),
@@ -412,9 +413,6 @@ def _enter_preflight(before: Rollout, after: Rollout, view: View) -> Rollout:
         reason=after.reason,
         message=after.message,
         rejected=others,
-        handled_action=after.handled_action,
-        routed=after.routed,
-        router=after.router,
     )
 
 
@@ -480,21 +478,15 @@ def _enter_draining(before: Rollout, after: Rollout, view: View) -> Rollout:
 
 
 def _enter_rest(before: Rollout, after: Rollout, view: View) -> Rollout:
-    """Only what outlives a rollout is kept, and the evidence that it ended with."""
+    """With the evidence that it ended with."""
     del before
     why = after.rejection(view.target) if after.phase is Phase.Aborted else None
-    return Rollout(
-        phase=after.phase,
-        stable=after.stable,
-        since=after.since,
+    return replace(
+        _afresh(after),
         reason=after.reason if why is None else why.reason,
         message=after.message if why is None else why.message,
         checks=after.checks,
         gates=after.gates,
-        rejected=after.rejected,
-        handled_action=after.handled_action,
-        routed=after.routed,
-        router=after.router,
     )
 
 
@@ -532,15 +524,14 @@ def _wait_or_make_room(rollout: Rollout, view: View) -> Rollout:
 def _hold(rollout: Rollout, view: View) -> tuple[Hold | None, str]:
     if rollout.phase is Phase.Gating:
         waits = hesitation(rollout)
-        return (Hold.GateWait, waits[:1024]) if waits else (None, "")
+        return (Hold.GateWait, waits[:MAX_MESSAGE]) if waits else (None, "")
     if rollout.phase is Phase.Preflight and view.queue:
         return Hold.RolloutQueue, view.queue
     returning = rollout.phase in (Phase.Aborting, Phase.Superseding, Phase.Preflight)
     alone = rollout.phase is Phase.Draining and view.ready_of(rollout.leaving)
     if (returning or alone) and view.wanted and not view.ready_of(rollout.stable):
         return Hold.StableNotReady, f"no pod of the stable revision {rollout.stable} is ready"
-    moving = rollout.phase in (Phase.Preflight, Phase.Shifting, Phase.Promoting) or returning
-    moving = moving or (rollout.phase in AT_REST and not rollout.routed)
+    moving = rollout.phase in MOVING or (rollout.phase in AT_REST and not rollout.routed)
     slow = seconds_since(rollout.since, view.now) >= ROUTER_GRACE_SECONDS
     if moving and view.behind and slow:
         return Hold.RouterNotReady, view.behind
@@ -556,11 +547,13 @@ def _find_room(rollout: Rollout, view: View) -> Rollout:
     if rollout.capacity == "Surge" and view.policy.capacity == "Auto" and room.freeing_helps:
         if view.wanted > 1 and view.now >= room.since + SCHEDULING_GRACE:
             message = f"no room for an extra pod, so an old one makes room: {room.message}"
-            return replace(rollout, capacity="Replace", since=view.now, message=message[:1024])
+            return replace(
+                rollout, capacity="Replace", since=view.now, message=message[:MAX_MESSAGE]
+            )
         if view.wanted == 1:
             message = (
                 f"no room for a second pod: {room.message}; with one replica nothing can make room"
                 " without an outage: add a device, or set spec.rollout.strategy to Recreate"
             )
-            return replace(rollout, hold=Hold.CapacityWait, hold_message=message[:1024])
-    return replace(rollout, hold=Hold.CapacityWait, hold_message=room.message[:1024])
+            return replace(rollout, hold=Hold.CapacityWait, hold_message=message[:MAX_MESSAGE])
+    return replace(rollout, hold=Hold.CapacityWait, hold_message=room.message[:MAX_MESSAGE])

@@ -108,11 +108,17 @@ def router_for(
 
 
 @dataclass(frozen=True, slots=True)
-class _Embedded:
+class _About:
+    """What every router is made from."""
+
     observed: Observed
     spec: LLMServiceSpec
     rollout: Rollout
     traffic: Traffic
+
+
+class _Embedded(_About):
+    __slots__ = ()
 
     @property
     def propagation_seconds(self) -> float:
@@ -158,12 +164,8 @@ class _Embedded:
         return None
 
 
-@dataclass(frozen=True, slots=True)
-class _Gateway:
-    observed: Observed
-    spec: LLMServiceSpec
-    rollout: Rollout
-    traffic: Traffic
+class _Gateway(_About):
+    __slots__ = ()
 
     @property
     def propagation_seconds(self) -> float:

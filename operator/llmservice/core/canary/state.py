@@ -18,6 +18,8 @@ from llmservice.core.judge.state import JudgeState
 FULL = 100
 """Percent of the traffic when the canary has all of it."""
 MAX_REJECTED = 10
+MAX_MESSAGE = 1024
+"""Characters of one sentence in the status."""
 
 
 class Phase(StrEnum):
@@ -48,6 +50,10 @@ UNDER_WAY = frozenset(
 )
 """A canary may still become stable."""
 AT_REST = frozenset({Phase.Stable, Phase.Aborted})
+MOVING = frozenset(
+    {Phase.Preflight, Phase.Shifting, Phase.Promoting, Phase.Aborting, Phase.Superseding}
+)
+"""The next step depends on what the routers have taken."""
 
 
 class Hold(StrEnum):
