@@ -13,6 +13,14 @@ from e2e.traffic import Gate
 Make = Callable[[JSON], str]
 """Applies an LLMService for the length of a test; its name."""
 
+RESTRICTED: JSON = {
+    "allowPrivilegeEscalation": False,
+    "capabilities": {"drop": ["ALL"]},
+    "runAsNonRoot": True,
+    "runAsUser": 2000,
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
+"""What the tests' namespaces ask of a container."""
 _SETTLE_SECONDS = 180
 _DRAIN_SECONDS = 270
 
@@ -47,13 +55,7 @@ class Stage:
                 {"name": "HOME", "value": "/tmp"},
                 {"name": "VLLM_LOGGING_LEVEL", "value": "ERROR"},
             ],
-            "securityContext": {
-                "allowPrivilegeEscalation": False,
-                "capabilities": {"drop": ["ALL"]},
-                "runAsNonRoot": True,
-                "runAsUser": 2000,
-                "seccompProfile": {"type": "RuntimeDefault"},
-            },
+            "securityContext": RESTRICTED,
         }
         name = f"script-{script.stem.replace('_', '-')}"
         spec = {"restartPolicy": "Never", "containers": [container]}

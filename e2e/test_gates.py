@@ -11,7 +11,7 @@ from e2e.canaries import is_aborted, is_promoted, is_routed, rollout_of
 from e2e.follow import condition, follow
 from e2e.kubectl import JSON
 from e2e.services import tiny_service, with_spec
-from e2e.stage import Stage
+from e2e.stage import RESTRICTED, Stage
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
@@ -78,13 +78,7 @@ def webhook(stage: Stage) -> Iterator[str]:
         "command": ["python3", "-c", _SERVER],
         "ports": [{"containerPort": _PORT}],
         "readinessProbe": {"tcpSocket": {"port": _PORT}, "periodSeconds": 1},
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "capabilities": {"drop": ["ALL"]},
-            "runAsNonRoot": True,
-            "runAsUser": 2000,
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
+        "securityContext": RESTRICTED,
     }
     pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": _WEBHOOK}}
     stage.kubectl.apply({**pod, "spec": {"containers": [container]}})

@@ -31,9 +31,8 @@ from llmservice.adapters.rest import RestCluster
 from llmservice.api import names
 from llmservice.core.resources import router as router_resources
 from llmservice.core.router.desired import Endpoint, Track, Traffic, format_traffic
-from llmservice.core.router.report import RouterReport, parse_report
 from tests.contract.conftest import Kube
-from tests.router.agent_pod import a_config_map, a_slice, free_port
+from tests.router.agent_pod import AgentClient, a_config_map, a_slice, free_port
 from tests.router.conftest import Router
 from tests.router.engine import CAPACITY, Engine, until
 
@@ -54,7 +53,7 @@ class ReachableEngine(Engine):
         self.endpoint = Endpoint(f"{host}:{port}", ready=True)
 
 
-class Pod:
+class Pod(AgentClient):
     """The two processes of a router's pod."""
 
     def __init__(self, kube: Kube, router: Router, session: aiohttp.ClientSession) -> None:
@@ -79,9 +78,6 @@ class Pod:
         async with self._session.get(f"http://127.0.0.1:{self._port}{path}") as answer:
             return answer.status, await answer.text()
 
-    async def is_ready(self) -> bool:
-        return (await self.get("/ready"))[0] == 200
-
     async def first_answer(self) -> bool:
         """Whether it is ready when it begins to answer."""
 
@@ -91,18 +87,6 @@ class Pod:
 
         await until(answers, "an agent that answers")
         return await self.is_ready()
-
-    async def report(self) -> RouterReport:
-        report = parse_report((await self.get("/status"))[1])
-        assert report is not None
-        return report
-
-    async def until_in_force(self, version: str) -> None:
-        async def in_force() -> bool:
-            report = await self.report()
-            return (version, "") == (report.version, report.problem)
-
-        await until(in_force, f"version {version}")
 
 
 @pytest.fixture

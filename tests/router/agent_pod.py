@@ -3,6 +3,7 @@
 import asyncio
 import copy
 import socket
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -98,7 +99,34 @@ class FakeApi:
                 watch.put_nowait(event)
 
 
-class RouterPod:
+class AgentClient(ABC):
+    """Asks an agent what the kubelet and the operator ask."""
+
+    @abstractmethod
+    async def get(self, path: str) -> tuple[int, str]:
+        """Status and text of its answer."""
+
+    async def is_ready(self) -> bool:
+        return (await self.get("/ready"))[0] == 200
+
+    async def report(self) -> RouterReport:
+        status, text = await self.get("/status")
+        report = parse_report(text)
+        assert status == 200
+        assert report is not None, text
+        return report
+
+    async def until_in_force(self, version: str) -> None:
+        """Wait until the agent reports the version, and nothing that keeps a newer one away."""
+
+        async def in_force() -> bool:
+            report = await self.report()
+            return (version, "") == (report.version, report.problem)
+
+        await until(in_force, f"version {version}")
+
+
+class RouterPod(AgentClient):
     """One agent with its Envoy. The engines are the test's own."""
 
     def __init__(self, folder: Path, group: ProcessGroup) -> None:
@@ -173,25 +201,6 @@ class RouterPod:
         url = f"http://127.0.0.1:{self.agent.server.port}{path}"
         async with aiohttp.ClientSession() as session, session.get(url) as answer:
             return answer.status, await answer.text()
-
-    async def is_ready(self) -> bool:
-        return (await self.get("/ready"))[0] == 200
-
-    async def report(self) -> RouterReport:
-        status, text = await self.get("/status")
-        report = parse_report(text)
-        assert status == 200
-        assert report is not None, text
-        return report
-
-    async def until_in_force(self, version: str) -> None:
-        """Wait until the agent reports the version, and nothing that keeps a newer one away."""
-
-        async def in_force() -> bool:
-            report = await self.report()
-            return (version, "") == (report.version, report.problem)
-
-        await until(in_force, f"version {version}")
 
     async def until_problem(self, words: str) -> RouterReport:
         """Wait until the agent tells of a problem; its report."""

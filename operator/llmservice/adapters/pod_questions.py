@@ -15,6 +15,7 @@ from yarl import URL
 
 from llmservice.adapters.engine_counts import parse_reading
 from llmservice.adapters.engine_metrics import parse_size
+from llmservice.adapters.strangers import one_line, open_session
 from llmservice.api import names
 from llmservice.core.decision import MetricsRequest
 from llmservice.core.observed import KVCacheSize
@@ -69,13 +70,7 @@ class PodQuestions:
         self._engine_port = engine_port
         self._agent_port = agent_port
         self._limits = limits or Limits()
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, force_close=True),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(),  # each question has its own
-            headers={"Accept-Encoding": "identity"},
-            auto_decompress=False,  # a small answer must not become a large one
-        )
+        self._session = open_session()
 
     async def close(self) -> None:
         """Close all connections."""
@@ -181,5 +176,4 @@ async def _body(answer: aiohttp.ClientResponse, limit: int) -> bytes:
 
 def _words(said: str) -> str:
     """A pod's own words, short and on one line."""
-    one_line = "".join(each if each.isprintable() else " " for each in said[:_WORDS_LIMIT])
-    return " ".join(one_line.split())
+    return one_line(said[:_WORDS_LIMIT])

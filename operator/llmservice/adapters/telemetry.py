@@ -19,6 +19,7 @@ from prometheus_client import (
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
+from llmservice.adapters.http_server import HttpServer
 from llmservice.core.observed import ServiceKey
 
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
@@ -112,7 +113,7 @@ class _WatchAges:
         yield family
 
 
-class HealthServer:
+class HealthServer(HttpServer):
     """Serves a :class:`Telemetry` and two questions.
 
     Args:
@@ -123,24 +124,9 @@ class HealthServer:
     def __init__(self, telemetry: Telemetry, ready: Callable[[], tuple[bool, str]]) -> None:
         self._telemetry = telemetry
         self._ready = ready
-        application = web.Application()
-        application.router.add_get("/healthz", self._healthz)
-        application.router.add_get("/readyz", self._readyz)
-        application.router.add_get("/metrics", self._metrics)
-        self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=1)
-        self.port = 0
-
-    async def start(self, port: int) -> None:
-        """Listen on all addresses; port 0 takes any free one (see :attr:`port`)."""
-        await self._runner.setup()
-        site = web.TCPSite(self._runner, host=None, port=port)
-        await site.start()
-        # Each address family has a socket of its own; only they tell the port that 0 became.
-        self.port = min(self._runner.addresses, key=len)[1]
-
-    async def close(self) -> None:
-        """Stop listening."""
-        await self._runner.cleanup()
+        super().__init__(
+            {"/healthz": self._healthz, "/readyz": self._readyz, "/metrics": self._metrics}
+        )
 
     async def _healthz(self, _: web.Request) -> web.Response:
         return web.Response(text="ok\n")

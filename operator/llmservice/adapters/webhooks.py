@@ -17,6 +17,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.helpers import is_ip_address
 from yarl import URL
 
+from llmservice.adapters.strangers import one_line, open_session
 from llmservice.core.questions import CallGate, GateAnswer
 
 _WORDS_LIMIT = 512
@@ -55,15 +56,8 @@ class Webhooks:
     def __init__(self, check: Callable[[str], None] = check_address) -> None:
         self._check = check
         # Each connection is made anew, so that its address is looked up, and checked, each time.
-        connector = aiohttp.TCPConnector(
-            resolver=_Resolver(check), use_dns_cache=False, limit=0, force_close=True
-        )
-        self._session = aiohttp.ClientSession(
-            connector=connector,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(),  # each gate has its own
-            headers={"Accept-Encoding": "identity", "User-Agent": "llmservice"},
-            auto_decompress=False,  # a small answer must not become a large one
+        self._session = open_session(
+            resolver=_Resolver(check), headers={"User-Agent": "llmservice"}
         )
 
     async def close(self) -> None:
@@ -79,7 +73,7 @@ class Webhooks:
             status, said = None, f"no answer within {question.timeout_seconds:g} s"
         except (aiohttp.ClientError, OSError, ValueError) as error:
             status, said = None, str(error) or repr(error)
-        return GateAnswer(question.revision, status, _one_line(said))
+        return GateAnswer(question.revision, status, one_line(said))
 
     async def _post(self, question: CallGate) -> tuple[int | None, str]:
         url = URL(question.url)
@@ -114,7 +108,3 @@ class _Resolver(AbstractResolver):
 
     async def close(self) -> None:
         await self._system.close()
-
-
-def _one_line(said: str) -> str:
-    return " ".join("".join(each if each.isprintable() else " " for each in said).split())

@@ -21,6 +21,7 @@ from typing import Any
 from aiohttp import web
 
 from llmservice.adapters.endpoints import RouteSources
+from llmservice.adapters.http_server import HttpServer
 from llmservice.adapters.kube import Connection, Credentials
 from llmservice.adapters.ports import Cluster
 from llmservice.adapters.reflector import Reflector
@@ -234,27 +235,12 @@ class RouteAgent:
         return f"{left} requests are left"
 
 
-class AgentServer:
+class AgentServer(HttpServer):
     """What kubelet and operator ask an agent: ``/ready``, ``/status`` and ``/drain``."""
 
     def __init__(self, agent: RouteAgent) -> None:
         self._agent = agent
-        application = web.Application()
-        application.router.add_get("/ready", self._ready)
-        application.router.add_get("/status", self._status)
-        application.router.add_get("/drain", self._drain)
-        self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=1)
-        self.port = 0
-
-    async def start(self, port: int) -> None:
-        """Listen on all addresses; port 0 takes any free one (see :attr:`port`)."""
-        await self._runner.setup()
-        await web.TCPSite(self._runner, host=None, port=port).start()
-        self.port = min(self._runner.addresses, key=len)[1]
-
-    async def close(self) -> None:
-        """Stop listening."""
-        await self._runner.cleanup()
+        super().__init__({"/ready": self._ready, "/status": self._status, "/drain": self._drain})
 
     async def _ready(self, _: web.Request) -> web.Response:
         if self._agent.ready:

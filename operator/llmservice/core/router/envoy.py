@@ -5,7 +5,7 @@ obvious was found by breaking it on Envoy 1.40; what it prevents stands beside i
 
 Two kinds of clusters: ``track-NAME`` has the engines of a revision, and ``share-NAME`` is what a
 route sends a canary's share to: [that track, the stable one]. A request that the canary cannot
-take is answered by stable, while the failure is counted (:func:`failure_counters`). The share of
+take is answered by stable, while the failure is counted (``core/router/agent.py``). The share of
 stable itself never falls on a canary: it is sized for its own share and not yet trusted.
 """
 
@@ -59,15 +59,6 @@ def track_cluster(track: str) -> str:
 def share_cluster(traffic: Traffic, track: str) -> str:
     """Where a route sends the share of a track."""
     return track_cluster(track) if track == traffic.stable else f"share-{track}"
-
-
-def failure_counters(traffic: Traffic, track: str) -> tuple[str, ...]:
-    """Envoy's counters whose sum tells how often a track failed its share, also if stable helped.
-
-    The first counts answers that the client saw, the second what was tried again.
-    """
-    cluster = f"cluster.{share_cluster(traffic, track)}"
-    return (f"{cluster}.upstream_rq_5xx", f"{cluster}.upstream_rq_retry")
 
 
 def build_static_files(settings: RouterSettings) -> dict[str, str]:
