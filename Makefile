@@ -74,8 +74,9 @@ contract: setup binaries ## Tests against a real kube-apiserver with its control
 	@$(RUN) pytest -q -m contract tests
 
 .PHONY: test-integrations
-test-integrations: setup binaries ## Tests against other projects' programs (Envoy Gateway), built once
+test-integrations: setup binaries ## Tests against other projects' programs (Envoy Gateway, KEDA), built once
 	@$(RUN) python -m e2e.cluster.envoy_gateway
+	@$(RUN) python -m e2e.cluster.keda
 	@$(RUN) pytest -q -m integrations tests
 
 .PHONY: e2e
@@ -109,6 +110,14 @@ bench-autoscale: setup ## Autoscaling policies on generated traces: the table of
 .PHONY: bench-router
 bench-router: setup ## What a router costs, with a real Envoy: the figures of docs/performance.md
 	@$(RUN) python -m tests.bench.router
+
+.PHONY: bench-queue
+bench-queue: setup ## The router's queue, with a real Envoy: what waits where, and what that costs
+	@$(RUN) python -m tests.bench.queue
+
+.PHONY: bench-metrics
+bench-metrics: setup ## The metrics server at a thousand pods: answers, CPU, memory
+	@$(RUN) python -m tests.bench.metrics_api
 
 .PHONY: clean-cache
 clean-cache: demo-down ## Remove binaries, images and environments from the user cache

@@ -79,14 +79,16 @@ class Gate:
         return f"http://{address}:{_ENGINE_PORT}"
 
 
-def complete(url: str, model: str, prompt: str, tokens: int = 16) -> str:
-    """One chat completion of exactly `tokens` tokens; its text.
+def complete(
+    url: str, model: str, prompt: str, tokens: int = 16, *, seconds: float = _REQUEST_SECONDS
+) -> str:
+    """One chat completion of exactly `tokens` tokens within `seconds`; its text.
 
     Raises:
         OSError: not accepted: no connection, or an error status.
         BrokenAnswerError: accepted, but cut off or without the completion.
     """
-    with _post(url, _question(model, prompt, tokens)) as response:
+    with _post(url, _question(model, prompt, tokens), seconds) as response:
         answer = json.loads(response.read())
     try:
         if answer["usage"]["completion_tokens"] != tokens or answer["model"] != model:
@@ -106,7 +108,7 @@ def stream(url: str, model: str, prompt: str, tokens: int) -> Iterator[str]:
     question = _question(model, prompt, tokens)
     question |= {"stream": True, "stream_options": {"include_usage": True}}
     received, chunks = None, 0
-    with _post(url, question) as response:
+    with _post(url, question, _REQUEST_SECONDS) as response:
         for line in response:
             data = line.decode().strip().removeprefix("data: ")
             if data == "[DONE]":
@@ -136,13 +138,13 @@ def _question(model: str, prompt: str, tokens: int) -> dict[str, Any]:
 
 
 @contextmanager
-def _post(url: str, body: dict[str, Any]) -> Iterator[http.client.HTTPResponse]:
+def _post(url: str, body: dict[str, Any], seconds: float) -> Iterator[http.client.HTTPResponse]:
     request = urllib.request.Request(
         f"{url}/v1/chat/completions",
         data=json.dumps(body).encode(),
         headers={"Content-Type": "application/json"},
     )
-    with _OPENER.open(request, timeout=_REQUEST_SECONDS) as response:
+    with _OPENER.open(request, timeout=seconds) as response:
         try:
             yield response
         except (OSError, http.client.HTTPException, ValueError) as error:

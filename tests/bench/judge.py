@@ -13,15 +13,16 @@ import json
 import math
 import random
 import sys
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from statistics import median
 from typing import Any
 
-from llmservice.api.guardrails import Guardrail
+from llmservice.api.guardrails import Guardrail, Metric
 from llmservice.core.judge.checks import Check, compile_guardrails
-from llmservice.core.judge.counts import Counts, Histogram, Window
+from llmservice.core.judge.counts import Counts, Histogram, Tokens, Window
 from llmservice.core.judge.judge import Verdict, judge
 from llmservice.core.judge.state import JudgeState
 from llmservice.core.judge.trace import FINE, VLLM, Buckets
@@ -30,6 +31,12 @@ WINDOW = 30.0
 _CAP = 120
 _LOOKBACK_REQUESTS = 300
 _STUDY = "p90 at most 10% worse"
+_ITL_SECONDS = 0.03
+"""Mean time between tokens on stable."""
+_ANSWER_TOKENS = 200
+_PROMPT_TOKENS = 1000
+_WARMS_UP = 30
+"""Requests in which the share of prompts that a new prefix cache lacks falls to a third."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +71,11 @@ class Scenario:
     """Share of requests that miss a cache: ten times slower, with no times in between."""
     burst: float = 0.0
     """Coefficient of variation of the share of slow requests over windows."""
+    prompts: float | None = None
+    """Times grow with prompts, whose lengths are log-normal; the canary's are so often longer."""
+    hits: tuple[float, float] | None = None
+    """Shares of prompts that the prefix cache has: stable's, and the canary's in the end. What it
+    lacks takes ten times as long. The canary's cache begins empty."""
     buckets: Buckets = FINE
     naive: bool = False
     """Judged by comparing raw quantiles instead."""
@@ -78,10 +90,15 @@ class Scenario:
         return f"{judged}{edges}; {self.load}; {self.what}"
 
 
-def _times(quantile: str, increase: float | None = None, seconds: float | None = None) -> Any:
+def _times(
+    quantile: str,
+    increase: float | None = None,
+    seconds: float | None = None,
+    metric: Metric = "ttft",
+) -> Any:
     return (
         Guardrail(
-            metric="ttft",
+            metric=metric,
             quantile=quantile,
             max_increase_percent=increase,
             max_seconds=seconds,
@@ -105,6 +122,8 @@ def scenarios() -> Iterator[Scenario]:
     """All of them: those of the study, then what users would write."""
     yield from _of_study()
     yield from _of_users()
+    yield from _of_tokens()
+    yield from _of_unlike_tracks()
     yield from _of_raw_comparison()
 
 
@@ -172,6 +191,30 @@ def _of_users() -> Iterator[Scenario]:
     yield Scenario(guard, "100% slower", all_three, bad=True, slower=2.0)
 
 
+def _of_tokens() -> Iterator[Scenario]:
+    guard, guardrails = "itl: p95 at most 15% worse", _times("p95", 15, metric="itl")
+    for slower in (1.0, 1.15, 1.5, 2.0):
+        what = f"{100 * (slower - 1):.0f}% slower" if slower > 1 else "identical"
+        yield Scenario(guard, what, guardrails, slower > 1.15, slower=slower)
+    for slower in (1.0, 2.0):
+        what = f"{100 * (slower - 1):.0f}% slower" if slower > 1 else "identical"
+        even = f"{what}, even times (Weibull 5)"
+        yield Scenario(guard, even, guardrails, slower > 1, slower=slower, shape=5.0, buckets=VLLM)
+
+
+def _of_unlike_tracks() -> Iterator[Scenario]:
+    guard, p95 = "p95 at most 15% worse", _times("p95", 15)
+    like = "prompts of many lengths (log-normal)"
+    yield Scenario(guard, f"identical, {like}", p95, bad=False, prompts=1.0)
+    yield Scenario(guard, f"100% slower, {like}", p95, bad=True, prompts=1.0, slower=2.0)
+    yield Scenario(guard, "identical, prompts twice as long", p95, bad=False, prompts=2.0)
+    cold: dict[str, Any] = {"hits": (0.97, 0.97), "shape": 5.0}
+    yield Scenario(guard, "identical, cold prefix cache", p95, bad=False, **cold)
+    yield Scenario(guard, "100% slower, cold prefix cache", p95, bad=True, slower=2.0, **cold)
+    broken = {**cold, "hits": (0.97, 0.0)}
+    yield Scenario(guard, "prefix cache that stays empty", p95, bad=True, **broken)
+
+
 def _of_raw_comparison() -> Iterator[Scenario]:
     for load, abort in ((Load(2, 0.1), 0.544), (Load(0.5, 0.1), 0.462), (Load(0.2, 0.5), 0.992)):
         yield Scenario("", "identical", (), bad=False, load=load, naive=True, study=(abort, None))
@@ -214,11 +257,11 @@ def _run(scenario: Scenario, checks: Sequence[Check], rng: random.Random) -> tup
     rate, weight = scenario.load.rate, scenario.load.weight
     state, requests = JudgeState(), 0.0
     for _ in range(math.ceil(_LOOKBACK_REQUESTS / rate / WINDOW)):
-        window = Window(_counts(scenario, rng, rate), _counts(scenario, rng, 0))
+        window = Window(_draw(scenario, rng, rate), _draw(scenario, rng, 0))
         state, _ = judge(checks, state, window)
     for _ in range(_CAP):
-        stable = _counts(scenario, rng, rate * (1 - weight))
-        canary = _counts(scenario, rng, rate * weight, canary=True)
+        stable = _draw(scenario, rng, rate * (1 - weight))
+        canary = _draw(scenario, rng, rate * weight, state.canary_requests)
         state, decision = judge(checks, state, Window(stable, canary))
         requests = decision.canary_requests
         if decision.verdict is not Verdict.Inconclusive:
@@ -238,6 +281,58 @@ def _counts(scenario: Scenario, rng: random.Random, rate: float, *, canary: bool
         counts[bucket] += 1
     times = Histogram(edges, tuple(counts))
     return Counts(requests, failed, times, times)
+
+
+def _draw(
+    scenario: Scenario, rng: random.Random, rate: float, served: float | None = None
+) -> Counts:
+    """One track's window; ``served`` is how many requests the canary had before."""
+    canary = served is not None
+    if scenario.guardrails[0].metric == "itl":
+        return _of_answers(scenario, rng, rate, scenario.slower if canary else 1.0)
+    if scenario.prompts is not None:
+        longer = scenario.prompts if canary else 1.0
+        return _of_prompts(rng, rate, longer, scenario.slower if canary else 1.0)
+    if scenario.hits is not None:
+        return _of_caches(scenario, rng, rate, served)
+    return _counts(scenario, rng, rate, canary=canary)
+
+
+def _of_answers(scenario: Scenario, rng: random.Random, rate: float, slower: float) -> Counts:
+    """Answers of exponential lengths; all tokens of one take the same time."""
+    edges, requests = scenario.buckets.itl, _poisson(rng, rate * WINDOW)
+    counts = [0.0] * (len(edges) + 1)
+    weights = _weights(edges, slower * _ITL_SECONDS, scenario.shape, 0.0)
+    for bucket in rng.choices(range(len(counts)), cum_weights=weights, k=requests):
+        counts[bucket] += 1 + int(rng.expovariate(1 / _ANSWER_TOKENS))
+    idle = Histogram.of(FINE.ttft)
+    return Counts(requests, 0, idle, idle, Histogram(edges, tuple(counts)))
+
+
+def _of_prompts(rng: random.Random, rate: float, longer: float, slower: float) -> Counts:
+    """Prompts whose lengths have a coefficient of variation of 1.3, and the times they take."""
+    lengths = [longer * rng.lognormvariate(-0.5, 1) for _ in range(_poisson(rng, rate * WINDOW))]
+    times = Histogram.of(FINE.ttft, (slower * length for length in lengths))
+    tokens = Tokens(len(lengths), _PROMPT_TOKENS * sum(lengths))
+    return Counts(len(lengths), 0, times, times, None, tokens)
+
+
+def _of_caches(scenario: Scenario, rng: random.Random, rate: float, served: float | None) -> Counts:
+    """Prompts of which the cache has all or nothing."""
+    assert scenario.hits is not None
+    edges, requests, hits = FINE.ttft, _poisson(rng, rate * WINDOW), 0
+    hit_ratio = scenario.hits[served is not None]
+    scale = 1.0 if served is None else scenario.slower
+    counts = [0.0] * (len(edges) + 1)
+    for number in range(requests):
+        warmth = 1.0 if served is None else 1 - math.exp(-(served + number) / _WARMS_UP)
+        hit = rng.random() < hit_ratio * warmth
+        weights = _weights(edges, scale if hit else 10 * scale, scenario.shape, 0.0)
+        counts[bisect_left(weights, rng.random())] += 1
+        hits += hit
+    times = Histogram(edges, tuple(counts))
+    tokens = Tokens(requests, 0, 0, _PROMPT_TOKENS * requests, _PROMPT_TOKENS * hits)
+    return Counts(requests, 0, times, times, None, tokens)
 
 
 def _burst(scenario: Scenario, rng: random.Random) -> float:

@@ -46,3 +46,14 @@ def test_every_scenario_is_in_the_table():
     ]
 
     assert [scenario.name for scenario in scenarios()] == rows
+
+
+def test_unlike_tracks_abort_nothing_and_hide_nothing():
+    """Versions that differ by what they are asked, or know, and those that are slow as well."""
+    unlike = [each for each in scenarios() if each.prompts is not None or each.hits is not None]
+
+    for scenario in unlike:
+        line = simulate(scenario, 20)
+        assert (line["false_abort_rate"] or 0) <= 0.05
+        assert (line["detection_rate"] or 1) >= 0.9
+    assert {True, False} == {each.bad for each in unlike}

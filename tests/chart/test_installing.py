@@ -49,10 +49,11 @@ def release(helm, plane):
 
 
 def test_pods_are_admitted_where_the_restricted_standard_is_enforced(plane, release):
-    """Pod Security refuses nothing: both replicas become ready in a `restricted` namespace."""
+    """Pod Security refuses nothing: all replicas become ready in a `restricted` namespace."""
     release()
     ready = "-o=jsonpath={.status.readyReplicas}"
-    assert plane.kubectl("get", "deployment/llmservice", f"-n={NAMESPACE}", ready) == "2"
+    for name in ("llmservice", "llmservice-metrics-server"):
+        assert plane.kubectl("get", f"deployment/{name}", f"-n={NAMESPACE}", ready) == "2"
 
 
 def test_an_upgrade_brings_the_crd_up_to_date(plane, release, tmp_path):

@@ -19,6 +19,7 @@ VARIANTS = {
     "without CRD": ("crd.install=false",),
     "one replica, no budget": ("replicas=1", "podDisruptionBudget.enabled=false"),
     "monitored": ("podMonitor.enabled=true", "podMonitor.labels.team=x"),
+    "no metrics server": ("metricsServer.enabled=false",),
     "by digest": (f"image.digest=sha256:{'0' * 64}", f"router.image.digest=sha256:{'0' * 64}"),
     "placed": (
         "nodeSelector.disk=ssd",
@@ -31,6 +32,8 @@ VARIANTS = {
         "serviceAccount.annotations.role=z",
     ),
 }
+
+COMPONENTS = ("operator", "metrics-server")
 
 TYPOS = {
     "replica=3": "replica",
@@ -47,6 +50,9 @@ TYPOS = {
     "resources.limit.memory=1Gi": "limit",
     "podMonitor.interval=soon": "interval",
     "workers=0": "workers",
+    "metricsServer.enabled=perhaps": "enabled",
+    "metricsServer.replicas=0": "replicas",
+    "metricsServer.image.tag=v1": "image",
     "engineMetrics.enabled=sometimes": "enabled",
 }
 
@@ -55,8 +61,16 @@ def of_kind(manifests: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
     return [manifest for manifest in manifests if manifest["kind"] == kind]
 
 
-def the(manifests: list[dict[str, Any]], kind: str) -> dict[str, Any]:
-    (found,) = of_kind(manifests, kind)
+def the(
+    manifests: list[dict[str, Any]], kind: str, *, component: str = "operator"
+) -> dict[str, Any]:
+    """The one of a kind that is the operator's, or the metrics server's."""
+
+    def label(manifest: dict[str, Any]) -> str:
+        labels: dict[str, str] = manifest["metadata"].get("labels", {})
+        return labels.get("app.kubernetes.io/component", "operator")
+
+    (found,) = [m for m in of_kind(manifests, kind) if label(m) == component]
     return found
 
 
@@ -103,9 +117,10 @@ def test_the_crd_can_be_left_to_somebody_else(helm):
     assert [] == of_kind(helm.template("crd.install=false"), "CustomResourceDefinition")
 
 
-def test_pods_ask_for_no_more_than_the_restricted_standard_allows(helm):
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_pods_ask_for_no_more_than_the_restricted_standard_allows(helm, component):
     """Non-root, no privileges, nothing writable, default seccomp, bounded memory."""
-    pod = the(helm.template(), "Deployment")["spec"]["template"]["spec"]
+    pod = the(helm.template(), "Deployment", component=component)["spec"]["template"]["spec"]
     (container,) = pod["containers"]
     assert {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}} == pod[
         "securityContext"
@@ -120,13 +135,14 @@ def test_pods_ask_for_no_more_than_the_restricted_standard_allows(helm):
     assert "cpu" not in container["resources"]["limits"]
 
 
-def test_two_pods_spread_and_are_not_drained_together(helm):
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_two_pods_spread_and_are_not_drained_together(helm, component):
     """The default survives the loss of a node and a node drain."""
     manifests = helm.template()
-    deployment = the(manifests, "Deployment")["spec"]
+    deployment = the(manifests, "Deployment", component=component)["spec"]
     labels = deployment["template"]["metadata"]["labels"]
     (spread,) = deployment["template"]["spec"]["topologySpreadConstraints"]
-    budget = the(manifests, "PodDisruptionBudget")["spec"]
+    budget = the(manifests, "PodDisruptionBudget", component=component)["spec"]
     assert deployment["replicas"] == 2
     assert spread["topologyKey"] == "kubernetes.io/hostname"
     assert budget["maxUnavailable"] == 1
@@ -197,8 +213,44 @@ def test_the_operator_is_started_with_the_words_its_command_line_knows(helm):
 def test_a_pod_monitor_appears_only_when_asked_for(helm):
     """Clusters without the Prometheus operator must be able to install the chart."""
     assert [] == of_kind(helm.template(), "PodMonitor")
-    monitor = the(helm.template("podMonitor.enabled=true", "podMonitor.labels.a=b"), "PodMonitor")
-    assert monitor["metadata"]["labels"]["a"] == "b"
-    assert monitor["spec"]["podMetricsEndpoints"] == [
-        {"port": "http", "path": "/metrics", "interval": "30s"}
-    ]
+    manifests = helm.template("podMonitor.enabled=true", "podMonitor.labels.a=b")
+    for component in COMPONENTS:
+        monitor = the(manifests, "PodMonitor", component=component)
+        assert monitor["metadata"]["labels"]["a"] == "b"
+        assert monitor["spec"]["podMetricsEndpoints"] == [
+            {"port": "http", "path": "/metrics", "interval": "30s"}
+        ]
+
+
+def test_the_metrics_server_is_started_with_the_words_its_command_line_knows(helm):
+    """By the name of what it looks for: its Service, its Secret and its ClusterRole."""
+    manifests = helm.template("namespaces={a,b}", "image.tag=v1")
+    deployment = the(manifests, "Deployment", component="metrics-server")
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    parsed = cli._parser().parse_args(container["args"])
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert ("metrics-server", "a,b") == (parsed.command, parsed.namespaces)
+    assert {"https": parsed.port, "http": parsed.probe_port} == ports
+    assert container["image"].endswith(":v1")
+
+    service = the(manifests, "Service", component="metrics-server")
+    (port,) = service["spec"]["ports"]
+    assert (443, "https") == (port["port"], port["targetPort"])
+    named = (parsed.namespace, parsed.name)
+    assert named == (service["metadata"]["namespace"], service["metadata"]["name"])
+    assert ("ClusterRole", parsed.name) in {(m["kind"], m["metadata"]["name"]) for m in manifests}
+
+
+def test_no_pod_is_another_component_s(helm):
+    """Selectors of one Deployment must not match the pods of the other."""
+    manifests = helm.template()
+    for component, other in (COMPONENTS, COMPONENTS[::-1]):
+        selector = the(manifests, "Deployment", component=component)["spec"]["selector"]
+        template = the(manifests, "Deployment", component=other)["spec"]["template"]
+        assert not selector["matchLabels"].items() <= template["metadata"]["labels"].items()
+
+
+def test_without_a_metrics_server_nothing_of_it_is_left(helm):
+    """It needs rights to the whole cluster, which not everybody can give."""
+    manifests = helm.template("metricsServer.enabled=false")
+    assert not [m for m in manifests if "metrics-server" in m["metadata"]["name"]]

@@ -23,7 +23,7 @@ from e2e.cluster.control_plane import ControlPlane
 from llmservice.adapters.kube import Connection, Credentials
 from llmservice.adapters.permissions import roles
 from llmservice.adapters.ports import ClusterError, NotFound, Resource
-from llmservice.adapters.resources import CHILDREN, LLM_SERVICE, POD
+from llmservice.adapters.resources import AUTOSCALER, CHILDREN, LLM_SERVICE, POD
 from llmservice.adapters.rest import RestCluster
 from llmservice.core.config import Config
 from llmservice.handlers.config import OperatorConfig
@@ -52,8 +52,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def control_plane() -> Iterator[ControlPlane]:
     """A control plane with our CRDs and a cluster-wide operator user."""
     # Faked nodes that are late on a busy machine must not make their pods unready.
-    patient = {"kube-controller-manager": ["--node-monitor-grace-period=1h"]}
-    with ControlPlane(nodes=2, gpus=64, flags=patient) as plane:
+    # Autoscalers look every second, or their tests would wait for them.
+    manager = ["--node-monitor-grace-period=1h", "--horizontal-pod-autoscaler-sync-period=1s"]
+    flags = {"kube-controller-manager": manager}
+    with ControlPlane(nodes=2, gpus=64, flags=flags) as plane:
         install(plane)
         yield plane
 
@@ -274,8 +276,12 @@ class Kube:
 
     async def service_with(self, kind: str) -> dict[str, Manifest]:
         """Create a service that has children of this kind; these, by name."""
-        router = {} if kind in PLAIN_KINDS else {"rollout": {"strategy": "Canary"}}
-        await self.ready_service(**router)
+        spec: dict[str, Any] = {}
+        if kind == AUTOSCALER.kind:
+            spec = {"autoscaling": {"maxReplicas": 3}}
+        elif kind not in PLAIN_KINDS:
+            spec = {"rollout": {"strategy": "Canary"}}
+        await self.ready_service(**spec)
 
         async def made() -> dict[str, Manifest]:
             children = await self.children()

@@ -249,6 +249,7 @@ def plane() -> Iterator[ControlPlane]:
     """A control plane; nothing runs on its node, and tests say where pods are reached."""
     # A faked node that is late on a busy machine must not make its pods unready.
     manager = ["--controllers=*,-endpointslice-controller", "--node-monitor-grace-period=1h"]
+    manager += ["--horizontal-pod-autoscaler-sync-period=1s"]
     with ControlPlane(nodes=1, gpus=64, flags={"kube-controller-manager": manager}) as found:
         yield found
 

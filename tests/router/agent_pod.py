@@ -129,7 +129,8 @@ class AgentClient(ABC):
 class RouterPod(AgentClient):
     """One agent with its Envoy. The engines are the test's own."""
 
-    def __init__(self, folder: Path, group: ProcessGroup) -> None:
+    def __init__(self, folder: Path, group: ProcessGroup, per_engine: int | None = None) -> None:
+        self.per_engine = per_engine
         self.api = FakeApi()
         self.router = Router(folder, group)
         self.router.folder.mkdir()
@@ -147,10 +148,25 @@ class RouterPod(AgentClient):
 
     # --- what the operator, Kubernetes and the kubelet do ---------------------------------------
 
-    def order(self, version: str, stable: str = "stable", /, **weights: int) -> None:
+    def order(
+        self,
+        version: str,
+        stable: str = "stable",
+        /,
+        *,
+        hold_seconds: int = 0,
+        max_waiting: int = 64,
+        **weights: int,
+    ) -> None:
         """Write the ConfigMap."""
-        tracks = tuple(Track(name, weight, CAPACITY) for name, weight in weights.items())
-        self.order_text(format_traffic(Traffic(version, stable, tracks)))
+        tracks = tuple(
+            Track(name, weight, CAPACITY, per_engine=self.per_engine)
+            for name, weight in weights.items()
+        )
+        traffic = Traffic(
+            version, stable, tracks, max_waiting=max_waiting, hold_seconds=hold_seconds
+        )
+        self.order_text(format_traffic(traffic))
 
     def order_text(self, text: str) -> None:
         self.api.put(a_config_map(text))

@@ -3,6 +3,7 @@
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import aiohttp
@@ -10,17 +11,49 @@ import envoy
 import pytest
 
 from e2e.cluster.processes import ProcessGroup, tail
-from llmservice.adapters.route_files import EnvoyAdmin, RouteFiles
+from llmservice.adapters.route_files import (
+    Acknowledged,
+    EnvoyAdmin,
+    Rejected,
+    RouteFiles,
+    Unconfirmed,
+)
 from llmservice.core.router.desired import Traffic
 from llmservice.core.router.envoy import BOOTSTRAP, RouterSettings
 from tests.router.engine import Engine, until
 
 
+class GatedFiles(RouteFiles):
+    """Hands each engine at most so much, whatever the traffic says."""
+
+    per_engine: int | None = None
+
+    async def apply(self, traffic: Traffic) -> Acknowledged | Rejected | Unconfirmed:
+        return await super().apply(gated(traffic, self.per_engine))
+
+
+def gated(traffic: Traffic, per_engine: int | None) -> Traffic:
+    """The traffic with this bound; itself without one."""
+    if per_engine is None:
+        return traffic
+    tracks = tuple(replace(track, per_engine=per_engine) for track in traffic.tracks)
+    return replace(traffic, tracks=tracks)
+
+
 class Router:
     """One Envoy, its files and a client."""
 
-    def __init__(self, folder: Path, group: ProcessGroup) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        group: ProcessGroup,
+        *,
+        per_engine: int | None = None,
+        memory_bytes: int = 900 << 20,
+    ) -> None:
         self.folder = folder / "config"
+        self._per_engine = per_engine
+        self._memory_bytes = memory_bytes
         self._group = group
         self._ports = folder / "admin-address"
         self.url = ""
@@ -30,8 +63,9 @@ class Router:
         self.folder.mkdir()
         # Nobody listens on port 1: Envoy is not there yet.
         files = RouteFiles(self.folder, EnvoyAdmin(1))
-        files.install(RouterSettings(str(self.folder), port=0, admin_port=0, address="127.0.0.1"))
-        await files.apply(traffic)
+        settings = RouterSettings(str(self.folder), 0, 0, address="127.0.0.1")
+        files.install(replace(settings, memory_bytes=self._memory_bytes))
+        await files.apply(gated(traffic, self._per_engine))
         await files._admin.close()
         await self.start_envoy()
         # Deprecated and unfinished features are warned of when they are loaded.
@@ -54,8 +88,9 @@ class Router:
                 f"http://127.0.0.1:{self.admin_port}/listeners?format=json"
             ) as answer:
                 found = (await answer.json(content_type=None)).get("listener_statuses", [])
-            if found:
-                port = found[0]["local_address"]["socket_address"]["port_value"]
+            by_name = {listener["name"]: listener["local_address"] for listener in found}
+            if by_name:
+                port = by_name["ingress"]["socket_address"]["port_value"]
                 self.url = f"http://127.0.0.1:{port}"
             return bool(found)
 
@@ -63,7 +98,8 @@ class Router:
             await until(listens, "a listening Envoy")
         self.client = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=30))
         self.admin = EnvoyAdmin(self.admin_port, seconds=20)
-        self.files = RouteFiles(self.folder, self.admin, seconds=20)
+        self.files = GatedFiles(self.folder, self.admin, seconds=20)
+        self.files.per_engine = self._per_engine
 
     async def stop_envoy(self) -> None:
         """End Envoy by SIGTERM, as a pod's end does."""
@@ -104,14 +140,22 @@ async def engines() -> AsyncIterator[Callable[[str], Awaitable[Engine]]]:
         yield start
 
 
+@pytest.fixture(params=[None, 1000], ids=["open", "gated"])
+def per_engine(request: pytest.FixtureRequest) -> int | None:
+    """What engines are handed: everything must hold with a gate before them, too."""
+    return request.param
+
+
 @pytest.fixture
-async def router(tmp_path: Path) -> AsyncIterator[Callable[[Traffic], Awaitable[Router]]]:
+async def router(
+    tmp_path: Path, per_engine: int | None
+) -> AsyncIterator[Callable[[Traffic], Awaitable[Router]]]:
     """Start a router with its first traffic."""
     started: list[Router] = []
     with ProcessGroup(tmp_path / "envoy") as group:
 
         async def start(traffic: Traffic) -> Router:
-            started.append(Router(tmp_path, group))
+            started.append(Router(tmp_path, group, per_engine=per_engine))
             await started[0].start(traffic)
             return started[0]
 

@@ -22,6 +22,9 @@ class Engine:
         self.go_on = asyncio.Event()
         self.streaming = 0
         self.prefilling = 0
+        self.turns = asyncio.Semaphore(0)
+        self.inside: list[str] = []
+        self.came: list[str] = []
         self.endpoint = Endpoint("127.0.0.1:1", ready=True)
 
     async def start(self) -> None:
@@ -29,7 +32,12 @@ class Engine:
         app.router.add_route("*", "/", self._answer)
         app.router.add_get("/stream", self._stream)
         app.router.add_get("/prefill", self._prefill)
-        self._runner = web.AppRunner(app, shutdown_timeout=0.01)  # 0 would be forever
+        app.router.add_route("*", "/turn/{who}", self._turn)
+        self._runner = web.AppRunner(
+            app,
+            shutdown_timeout=0.01,  # 0 would be forever
+            handler_cancellation=True,
+        )
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", 0)
         await site.start()
@@ -59,6 +67,18 @@ class Engine:
         """Silent until told; a stop of the engine meanwhile is a crash during the prefill."""
         self.prefilling += 1
         await self.go_on.wait()
+        return await self._answer(request)
+
+    async def _turn(self, request: web.Request) -> web.Response:
+        """Answer one request for each turn that the test gives."""
+        who = request.match_info["who"]
+        self.came.append(who)
+        self.inside.append(who)
+        try:
+            async with asyncio.timeout(20):
+                await self.turns.acquire()
+        finally:
+            self.inside.remove(who)
         return await self._answer(request)
 
 

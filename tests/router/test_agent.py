@@ -16,10 +16,10 @@ CHANGES = 20
 
 
 @pytest.fixture
-async def pod(tmp_path):
+async def pod(tmp_path, per_engine):
     """A pod whose containers the test starts."""
     with ProcessGroup(tmp_path / "envoy") as group:
-        pod = RouterPod(tmp_path, group)
+        pod = RouterPod(tmp_path, group, per_engine)
         yield pod
         await pod.close()
 
@@ -289,6 +289,22 @@ async def test_an_agent_that_comes_back_needs_no_api_server(split):
     split.order("v2", stable=0, canary=10_000)
     split.api.come_back()
     assert "v1" == (await split.until_problem("canary has no ready engine")).version
+
+
+async def test_it_tells_since_when_it_is_idle(split):
+    """A request between two looks counts, though it is over; one that runs counts all the time."""
+    await split.report()
+    split.agent._busy_at -= 100
+    assert (await split.report()).idle_seconds >= 100
+
+    await split.router.ask()
+    assert 0 == (await split.report()).idle_seconds
+
+    stream = await Stream.open(split.router.client, split.router.url)
+    split.agent._busy_at -= 100
+    assert 0 == (await split.report()).idle_seconds
+    split.stable.go_on.set()
+    await stream.rest()
 
 
 # --- draining -----------------------------------------------------------------------------------

@@ -13,8 +13,9 @@ from llmservice.adapters.route_files import (
     Unconfirmed,
 )
 from llmservice.core.router.desired import Capacity, Traffic
-from llmservice.core.router.envoy import CLUSTERS, ROUTES
+from llmservice.core.router.envoy import CLUSTERS, ROUTES, RUNTIME
 from llmservice.core.router.order import plan_steps
+from tests.router.conftest import gated
 from tests.router.engine import Stream, a_split, a_track
 
 
@@ -88,7 +89,8 @@ async def test_a_third_version_takes_over_without_a_lost_request(router, engines
             answers.append(await envoy.ask())
 
     assert "third" == answers[-1]
-    assert {"track-third"} == (await envoy.admin.active_clusters()).keys()
+    left = (await envoy.admin.active_clusters()).keys()
+    assert {"track-third"} == left - {"gate-third"}
     assert ["eds-third.json"] == [file.name for file in envoy.folder.glob("eds-*")]
 
 
@@ -175,10 +177,10 @@ async def test_a_new_writer_takes_over_where_the_last_one_stopped(router, engine
     assert "canary" == await envoy.ask()
 
 
-async def test_a_writer_that_comes_back_writes_nothing(router, engines):
+async def test_a_writer_that_comes_back_writes_nothing(router, engines, per_engine):
     """What Envoy has taken is left alone."""
     stable, canary = await engines("stable"), await engines("canary")
-    traffic = a_split("v1", 500, stable, canary)
+    traffic = gated(a_split("v1", 500, stable, canary), per_engine)
     envoy = await router(traffic)
 
     def inodes() -> dict[str, int]:
@@ -202,7 +204,7 @@ async def test_only_what_changed_is_written(router, engines):
     more = a_track("canary", 500, canary, await engines("canary"))
     await envoy.files.apply(replace(traffic, version="v2", tracks=(traffic.tracks[0], more)))
 
-    assert {"eds-canary.json", ROUTES} == {name for name, _ in inodes() - before}
+    assert {"eds-canary.json", RUNTIME, ROUTES} == {name for name, _ in inodes() - before}
 
 
 async def test_envoy_comes_back_with_what_was_last_known(router, engines):

@@ -3,6 +3,8 @@
 import asyncio
 from dataclasses import replace
 
+import pytest
+
 from llmservice.adapters.route_files import Acknowledged
 from llmservice.core.router.desired import Affinity, Capacity, Endpoint, Limits, Traffic
 from tests.router.engine import a_split, a_track, until
@@ -32,6 +34,7 @@ async def test_engines_that_start_do_not_shrink_a_share(router, engines):
     assert {"canary"} == {await envoy.ask() for _ in range(40)}
 
 
+@pytest.mark.parametrize("per_engine", [None])
 async def test_what_is_over_the_capacity_is_refused_at_once(router, engines):
     """One runs, one waits, and the third is told so instead of waiting without end."""
     stable = await engines("stable")

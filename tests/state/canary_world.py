@@ -81,6 +81,8 @@ class CanaryWorld(World):
     spec: dict[str, Any] = field(default_factory=canary_spec)
     engine_says: KVCacheSize | None = field(default_factory=lambda: KVCacheSize(1000, 1.0))
     requests_per_second: float = 20.0
+    taken: list[PodFacts] = field(default_factory=list)
+    """Pods that somebody took away; their Deployment has replaced them."""
     routers: dict[str, PodFacts] = field(default_factory=dict)
     deaf: set[str] = field(default_factory=set)
     """Routers that do not take new weights."""
@@ -92,6 +94,10 @@ class CanaryWorld(World):
     action: str | None = None
     engines_count_failures: bool = False
     """Without routers nobody else does."""
+    held: int = 0
+    """Requests that wait in each router."""
+    idle_seconds: float = 0.0
+    """How long the routers have had no request."""
     lost: int = 0
     """Requests sent to where nobody served."""
     phases: list[str] = field(default_factory=list)
@@ -110,6 +116,7 @@ class CanaryWorld(World):
         return replace(
             base,
             service=replace(base.service, action=self.action),
+            pods=(*base.pods, *self.taken),
             routers=tuple(self.routers.values()),
             answers=dict(self.answers),
             baselines=dict(self.baselines),
@@ -199,6 +206,19 @@ class CanaryWorld(World):
         for pod in self.pods.values():
             found[pod.revision] = found.get(pod.revision, 0) + 1
         return found
+
+    def take_away(self, revision: str, **facts: Any) -> None:
+        """Delete all pods of a revision, or what else the facts say of their end."""
+        for name, pod in list(self.pods.items()):
+            if pod.revision == revision:
+                self.taken.append(replace(pod, **(facts or {"deleting": True})))
+                del self.pods[name]
+        self._run_controllers()
+
+    def load_pods(self) -> bool:
+        """By the time another pod is loaded, a deleted one has ended."""
+        self.taken = [pod for pod in self.taken if not pod.deleting]
+        return super().load_pods()
 
     def restart_operator(self) -> None:
         """What was only in memory is gone."""
@@ -298,7 +318,7 @@ class CanaryWorld(World):
             )
             for revision, how in self.behaviours.items()
         }
-        return RouterReport(version, tracks)
+        return RouterReport(version, tracks, waiting=self.held, idle_seconds=int(self.idle_seconds))
 
 
 def _histogram(edges: tuple[float, ...], times: Mapping[float, int]) -> Histogram:

@@ -1,5 +1,6 @@
 """Canary rollouts from edit to end, and everything that can get in their way."""
 
+import math
 from dataclasses import replace
 from datetime import timedelta
 
@@ -7,7 +8,9 @@ import pytest
 
 from llmservice.core.decision import Decision
 from llmservice.core.failures import ContainerState
+from llmservice.core.judge.counts import Tokens
 from llmservice.core.observed import ChildRef, DeploymentFacts
+from llmservice.core.questions import EngineReading
 from llmservice.core.reconcile import reconcile
 from tests.state.canary_world import CanaryWorld, after, canary_spec, serving
 from tests.state.world import a_spec
@@ -684,3 +687,77 @@ def test_deployment_facts_of_the_router_are_no_revision():
 
     assert "True" == world.condition("Ready")["status"]
     assert 1 == len(world.status["revisions"])
+
+
+# --- what cannot be compared ----------------------------------------------------------------------
+
+
+def made_of(world, tokens_of):
+    """Engines of a world tell what requests were made of: tokens by revision and their number."""
+    say = world._say
+
+    def tell(question):
+        reading = say(question)
+        if not isinstance(reading, EngineReading):
+            return reading
+        revision = world.pods[question.pod_uid].revision
+        tokens = tokens_of(revision, reading.counts.requests)
+        return replace(reading, counts=replace(reading.counts, tokens=tokens))
+
+    world._say = tell
+
+
+def test_canary_that_is_asked_for_more_is_held_not_aborted():
+    """Sessions that stick gave it the longer prompts; as they become alike it is judged."""
+    world, new = edited(steps=[{"weight": 10}])
+    world.behaviour(new).slower = 2.0
+    longer = [math.inf]
+    """So many of its requests had twice the tokens."""
+    made_of(world, lambda rev, n: Tokens(n, 500 * (n + (rev == new) * min(n, longer[0]))))
+    world.run_to("Judging")
+    world.run(after(600))
+
+    assert ("Judging", "Inconclusive") == (world.rollout["phase"], world.rollout["reason"])
+    assert "prompts have 1000 tokens on average, stable's 500" in world.rollout["message"]
+    longer[0] = world.behaviour(new).served
+    world.run_to("Aborted")
+    assert "GuardrailBroken" == world.rollout["reason"]
+
+
+def test_canary_whose_errors_break_a_guardrail_is_aborted_whatever_it_is_asked():
+    """Failing needs no comparison of times."""
+    world, new = edited()
+    world.behaviour(new).fails_every = 5
+    made_of(world, lambda rev, n: Tokens(n, (1000 if rev == new else 500) * n))
+    world.run_to("Aborted")
+
+    assert "errors at most 2%" in world.rollout["message"]
+
+
+def test_canary_with_an_empty_prefix_cache_is_not_aborted_for_it():
+    """Its first requests are slow, as every prompt is new to it."""
+    world, new = edited()
+    how = world.behaviour(new)
+
+    def tokens(revision, number):
+        missed = min(number, 60) if revision == new else 0.4 * number
+        return Tokens(number, 500 * number, 0, 500 * number, 500 * (number - missed))
+
+    made_of(world, tokens)
+    how.slower = 4.0
+    world.run(lambda _: how.served >= 60)
+    how.slower = 1.0
+    world.run_to("Stable")
+
+    assert new == world.stable
+
+
+def test_engines_that_do_not_publish_what_is_guarded_hold_the_rollout():
+    """Neither good nor bad: a person reads why, and says how to go on."""
+    world, new = edited(guardrails=[{"metric": "itl", "maxIncreasePercent": 20}])
+    world.behaviour(new).slower = 3.0
+    world.run_to("Judging")
+    world.run(after(1800))
+
+    assert ("Judging", "Inconclusive") == (world.rollout["phase"], world.rollout["reason"])
+    assert "engines publish no times between tokens" in world.rollout["message"]

@@ -47,6 +47,8 @@ class LawfulWorld(CanaryWorld):
     """Pods become ready."""
     granted: int = 0
     """How often the weight may still rise."""
+    accepted: dict[str, Any] = field(default_factory=dict)
+    """The newest spec that was not refused."""
 
     def reconcile(self) -> Decision:
         before = self.rollout
@@ -56,12 +58,13 @@ class LawfulWorld(CanaryWorld):
         earlier.pods, earlier.heard = dict(self.pods), dict(self.heard)
         earlier.manifests = dict(self.manifests)
         decision = super().reconcile()
+        if not any(c["reason"] == "InvalidSpec" for c in self.status["conditions"]):
+            self.accepted = self.spec
         self.check_status()
         self.check_steps(earlier, before, self.rollout)
         told = before.get("state")
         died = alive is not None and self.writes >= alive
-        refused = any(c["reason"] == "InvalidSpec" for c in self.status["conditions"])
-        if told is not None and not died and not refused:
+        if told is not None and not died:
             self.check_shares(ready)
             self.check_pods(told)
         self.check_weights(before, self.rollout)
@@ -96,7 +99,7 @@ class LawfulWorld(CanaryWorld):
 
     def check_pods(self, told: dict[str, Any]) -> None:
         """Never more than the service may have, none for what was turned down."""
-        wanted, pods = self.spec["replicas"], self.wanted_pods()
+        wanted, pods = self.accepted["replicas"], self.wanted_pods()
         assert max(pods.values()) <= wanted
         most = max(2, wanted) if told.get("capacity") == "Replace" else 2 * wanted
         assert sum(pods.values()) <= most, pods
@@ -110,13 +113,14 @@ class LawfulWorld(CanaryWorld):
     ) -> None:
         """Pods before traffic; and no step on before the routers have the one before."""
         phase = after.get("phase")
-        if before.get("phase") in (None, phase) or not self.spec["replicas"]:
+        if before.get("phase") in (None, phase) or not self.accepted["replicas"]:
             return
         if phase == "Warming":
             canary = after["canaryRevision"]
-            needed = earlier.manifests[ChildRef("Deployment", f"mistral-{canary}")]
+            # Fewer may be needed since the replicas were edited just now.
+            needed = min(earlier.wanted_pods()[canary], self.wanted_pods()[canary])
             ready = sum(pod.ready and pod.revision == canary for pod in earlier.pods.values())
-            assert ready >= needed["spec"]["replicas"] >= 1
+            assert ready >= needed >= 1
         if phase in ("Settling", "Draining") and earlier.routers:
             told = earlier.manifests[ChildRef("ConfigMap", names.router_name("mistral"))]["data"]
             heard = {earlier.heard.get(name) for name in earlier.routers}
@@ -129,6 +133,13 @@ class LawfulWorld(CanaryWorld):
         if after["phase"] in ("Preflight", *AT_REST):
             self.granted = 0
         moved = before.get("phase") != after["phase"] or before.get("since") != after["since"]
+        if before.get("phase") == after["phase"] and "hold" in before["state"]:
+            moved = False  # it goes on waiting, from now on
+        if after["reason"] == "PodsTakenAway" and moved:
+            # What it had, or was about to get, it may get again.
+            assert after["weight"] == 0
+            assert after["state"]["to"] == before["state"]["to"]
+            self.granted = max(1, self.granted)
         if moved and after["reason"] in GRANTS and after["phase"] in ("Provisioning", "Paused"):
             self.granted += 1
             passed = after["reason"] == "StepPassed"
@@ -173,6 +184,7 @@ class LawfulWorld(CanaryWorld):
         }
         self.requests_per_second = 20.0
         self.edit(rollout={**self.spec["rollout"], "capacity": "Surge"})
+        self.edit_engine(extraArgs=[])
 
 
 @dataclass(frozen=True)
@@ -188,6 +200,9 @@ class Happening:
     def _engine(self, world: LawfulWorld) -> None:
         world.edit_engine(maxNumSeqs=self.value)
 
+    def _slip(self, world: LawfulWorld) -> None:
+        world.edit_engine(extraArgs=self.value)
+
     def _replicas(self, world: LawfulWorld) -> None:
         world.edit(replicas=self.value)
 
@@ -199,6 +214,10 @@ class Happening:
 
     def _crash(self, world: LawfulWorld) -> None:
         world.crash(world.status[self.value])
+
+    def _taken(self, world: LawfulWorld) -> None:
+        which, facts = self.value
+        world.take_away(world.status[which], **facts)
 
     def _behave(self, world: LawfulWorld) -> None:
         which, changes = self.value
@@ -233,6 +252,7 @@ def some(kind: str, *values: Any) -> st.SearchStrategy[Happening]:
     return st.sampled_from([Happening(kind, value) for value in values])
 
 
+EVICTED = {"ready": False, "phase_reason": "Evicted"}
 WHICH = ("stableRevision", "updatedRevision")
 BEHAVIOURS = (
     *({"silent": True}, {"silent": False}, {"cold": "HTTP 500"}, {"cold": ""}),
@@ -242,6 +262,7 @@ TIME = some("time", 0.1, 1.0, 4.0, 15.0, 15.0, 40.0, 150.0)
 HAPPENINGS = st.one_of(
     TIME,
     some("engine", 64, 32, 16),
+    some("slip", ["--swap-space", "4"], []),
     some("replicas", 0, 1, 2, 4),
     some(
         "rollout",
@@ -255,6 +276,7 @@ HAPPENINGS = st.one_of(
     ),
     some("word", "pause", "resume", "promote", "promote-full", "abort", "retry", "x" * 300),
     some("crash", *WHICH),
+    some("taken", *((which, how) for which in WHICH for how in ({}, EVICTED))),
     some("behave", *((which, how) for which in WHICH for how in BEHAVIOURS)),
     some("routers", (), ("router-0",)),
     some("room", 0, 2, 4, 100),
@@ -263,6 +285,7 @@ HAPPENINGS = st.one_of(
     some("restart", None),
     some("death", 1, 2, 3, 5),
 )
+FEWER = (Happening("replicas", 1), Happening("time", 0.1))
 LIVES = st.lists(st.tuples(HAPPENINGS, TIME), min_size=1, max_size=6)
 
 
@@ -310,7 +333,12 @@ def test_every_phase_is_a_start():
 @example("Judging 50", [(Happening("crash", "updatedRevision"), Happening("time", 0.1))])
 @example("Baking 100", [(Happening("crash", "updatedRevision"), Happening("time", 0.1))])
 @example("Judging 20", [(Happening("crash", "stableRevision"), Happening("time", 0.1))])
+@example("Provisioning 20", [(Happening("room", 0), Happening("time", 15.0)), FEWER])
 @example("Warming 20", [(Happening("routers", ("router-0",)), Happening("time", 15.0))])
+@example(
+    "Judging 50", [(Happening("taken", ("updatedRevision", EVICTED)), Happening("time", 15.0))]
+)
+@example("Judging 50", [(Happening("slip", ["--swap-space", "4"]), Happening("time", 150.0))])
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.deferred(lambda: st.sampled_from(sorted(starts()))), LIVES)
 def test_laws(start, happenings):

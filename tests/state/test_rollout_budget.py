@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field, replace
 
+import pytest
+
 from llmservice.adapters.store import Store
 from llmservice.core.config import Config
 from llmservice.core.observed import ServiceKey
@@ -41,14 +43,14 @@ class Member(CanaryWorld):
         self.store.put("LLMService", live)
 
 
-def fleet(limit, count=3):
+def fleet(limit=0, count=3, devices=0, **rollout):
     """Services that serve; all of them were edited in the same moment."""
     store = Store()
     members = [
         Member(
-            spec=canary_spec(replicas=2, **QUICK),
+            spec=canary_spec(replicas=2, **{**QUICK, **rollout}),
             reachable=True,
-            config=Config(max_concurrent_rollouts=limit),
+            config=Config(max_concurrent_rollouts=limit, max_rollout_devices=devices),
             store=store,
             namespace=namespace,
         )
@@ -153,3 +155,64 @@ def test_waiting_long_is_no_reason_to_skip_the_trial():
     assert "StableNotReady" == second.rollout["reason"]
     run([second], all_promoted)
     assert "Judging" in second.phases
+
+
+@pytest.mark.parametrize(("devices", "most"), [(1, 1), (2, 1), (3, 1), (4, 2), (5, 2), (6, 3)])
+def test_so_many_accelerators_at_a_time(devices, most):
+    """A rollout of two replicas takes two, also one that is larger than the limit."""
+    members = fleet(devices=devices)
+    assert most == run(members, all_promoted)
+
+
+def test_replace_takes_no_accelerator():
+    """What makes room for itself takes none away."""
+    members = fleet(devices=1, capacity="Replace")
+    for member in members:
+        member.room = 2
+    assert 3 == run(members, all_promoted)
+
+
+def test_what_a_rollout_holds_is_by_its_replicas_and_devices():
+    """Known from the first look on, so that others count with it; gone when it is at rest."""
+    (world,) = fleet(count=1)
+    world.edit(replicas=3, accelerator={**world.spec["accelerator"], "count": 4})
+    seen = {}
+
+    def watch(members):
+        seen.setdefault(world.rollout["phase"], world.rollout["state"]["devices"])
+        return "Draining" in seen and all_promoted(members)
+
+    run([world], watch)
+    seen["Stable"] = world.rollout["state"]["devices"]
+    assert {"Stable": 0, **dict.fromkeys(seen.keys() - {"Stable"}, 12)} == seen
+    assert {"Preflight", "Judging", "Draining"} <= seen.keys()
+
+
+def test_the_limit_says_what_is_taken():
+    """And by whom."""
+    first, second = members = fleet(count=2, devices=3)
+    run(members, lambda _: first.rollout["phase"] == "Judging")
+
+    assert "RolloutQueue" == second.rollout["reason"]
+    waits = "it takes 2 accelerators, 2 of 3 are taken, and others come first: a/mistral"
+    assert waits in second.rollout["message"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "held"),
+    [
+        ({"replicas": 3}, 3),
+        ({"replicas": 3, "rollout": {"capacity": "Auto"}}, 3),
+        ({"replicas": 3, "rollout": {"capacity": "Replace"}}, 0),
+        ({"replicas": 3, "accelerator": {"resource": "cpu"}}, 0),
+    ],
+)
+def test_what_a_rollout_holds(spec, held):
+    """The most that it will have at once beside its replicas, from its first look on."""
+    (world,) = fleet(count=1)
+    rollout = {**world.spec["rollout"], **spec.pop("rollout", {})}
+    world.edit(**spec, rollout=rollout)
+    world.edit_engine(kvCacheMemoryBytes="4Gi")
+    world.run_to("Preflight")
+
+    assert held == world.rollout["state"]["devices"]

@@ -11,10 +11,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from llmservice.api import names
+from llmservice.core.autoscaling.budget import Claim, claim_of
 from llmservice.core.config import Config
 from llmservice.core.decision import Apply, Decision, MetricsRequest
 from llmservice.core.failures import ContainerState
 from llmservice.core.observed import (
+    AutoscalerFacts,
     Child,
     ChildRef,
     CrashLog,
@@ -29,6 +31,7 @@ from llmservice.core.observed import (
     ServiceObject,
 )
 from llmservice.core.reconcile import reconcile
+from llmservice.core.resources.autoscaler import AUTOSCALER_KIND
 from llmservice.core.revisions import pack_data
 
 UID = "5f0c4a4e-0000-4000-8000-000000000001"
@@ -84,6 +87,12 @@ class World:
     now: datetime = START
     room: int = 100
     version: int = 0
+    autoscaler_wants: dict[str, int] = field(default_factory=dict)
+    """Revision -> replicas that its HPA would like; by default it changes nothing."""
+    other_claims: tuple[Claim, ...] = ()
+    """Of other services on the same devices."""
+    replica_owners: dict[ChildRef, set[str]] = field(default_factory=dict)
+    """Deployment -> field managers of ``spec.replicas``."""
 
     def edit(self, **changes: Any) -> None:
         """Change the spec as a user would."""
@@ -98,6 +107,7 @@ class World:
         """The snapshot the operator would decide on."""
         key = ServiceKey("default", "mistral")
         service = ServiceObject(key, UID, self.generation, self.spec, self.status)
+        budgets = self.config.budgets
         return Observed(
             service,
             self.now,
@@ -105,6 +115,8 @@ class World:
             tuple(self.pods.values()),
             dict(self.crash_logs),
             {uid: read for uid, read in self.metrics_reads.items() if uid in self.pods},
+            claim=claim_of(str(key), {}, self.spec, self.status) if budgets else None,
+            other_claims=self.other_claims,
         )
 
     def reconcile(self) -> Decision:
@@ -172,6 +184,11 @@ class World:
     def _apply(self, apply: Apply) -> None:
         manifest = apply.manifest
         self.version += 1
+        if apply.manager == names.SCALE_MANAGER:
+            seen = manifest["metadata"]["resourceVersion"]
+            assert seen == self.children[apply.ref].resource_version
+            self._set_replicas(apply.ref, manifest["spec"]["replicas"], names.SCALE_MANAGER)
+            return
         child = Child(
             ref=apply.ref,
             uid=f"uid-{apply.ref}",
@@ -180,18 +197,63 @@ class World:
             owned_fields=json.dumps(owned(manifest), sort_keys=True),
             controller_uid=UID,
         )
-        if apply.ref.kind == "Deployment":
-            live = self.children.get(apply.ref)
-            facts = (live and live.deployment) or DeploymentFacts(0, 0, 0)
-            child = replace(child, deployment=replace(facts, replicas=manifest["spec"]["replicas"]))
         if apply.ref.kind == "ControllerRevision":
             data = pack_data(manifest["data"])
             child = replace(child, revision=RevisionFacts(manifest["revision"], data))
+        if apply.ref.kind == AUTOSCALER_KIND:
+            child = replace(child, autoscaler=AutoscalerFacts(active=True))
+        if apply.ref.kind == "Deployment":
+            live = self.children.get(apply.ref)
+            facts = (live and live.deployment) or DeploymentFacts(1, 0, 0)
+            child = replace(child, deployment=facts)
         self.children[apply.ref] = child
         self.manifests[apply.ref] = manifest
+        if apply.ref.kind == "Deployment":
+            self._own_replicas(apply.ref, manifest["spec"].get("replicas"))
+
+    def _own_replicas(self, ref: ChildRef, replicas: int | None) -> None:
+        """What an apply of a whole Deployment makes of its number of pods."""
+        owners = self.replica_owners.setdefault(ref, set())
+        if replicas is not None:
+            self._set_replicas(ref, replicas, names.CHILD_MANAGER)
+        elif owners == {names.CHILD_MANAGER}:
+            self._set_replicas(ref, 1, "")  # its last owner lets go of it: the default comes back
+        owners -= {"", names.CHILD_MANAGER} if replicas is None else set()
+
+    def _set_replicas(self, ref: ChildRef, replicas: int, manager: str) -> None:
+        """Some manager writes; the others keep the field only if it says the same."""
+        child = self.children[ref]
+        assert child.deployment is not None
+        owners = self.replica_owners.setdefault(ref, set())
+        if child.deployment.replicas != replicas:
+            owners.clear()
+            if manager != names.CHILD_MANAGER:
+                fields = json.loads(child.owned_fields)
+                fields["f:spec"].pop("f:replicas", None)
+                child = replace(child, owned_fields=json.dumps(fields, sort_keys=True))
+        owners.add(manager)
+        self.version += 1
+        facts = replace(child.deployment, replicas=replicas)
+        version = str(self.version)
+        self.children[ref] = replace(child, deployment=facts, resource_version=version)
+
+    def _run_autoscalers(self) -> None:
+        for ref, manifest in list(self.manifests.items()):
+            if ref.kind != AUTOSCALER_KIND:
+                continue
+            target = ChildRef("Deployment", ref.name)
+            facts = self.children[target].deployment
+            if facts is None or facts.replicas == 0:
+                continue
+            wanted = self.autoscaler_wants.get(ref.name.removeprefix("mistral-"), facts.replicas)
+            spec = manifest["spec"]
+            wanted = max(spec["minReplicas"], min(spec["maxReplicas"], wanted))
+            if wanted != facts.replicas:
+                self._set_replicas(target, wanted, "kube-controller-manager")
 
     def _run_controllers(self) -> None:
         """Deployments get their pods; the scheduler places as many as there is room for."""
+        self._run_autoscalers()
         for ref, child in list(self.children.items()):
             if child.deployment is None:
                 continue

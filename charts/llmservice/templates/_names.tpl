@@ -17,9 +17,28 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- define "llmservice.labels" -}}
 {{ include "llmservice.selectorLabels" . }}
 app.kubernetes.io/component: operator
+{{ include "llmservice.releaseLabels" . }}
+{{- end }}
+
+{{- define "llmservice.releaseLabels" -}}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+{{- end }}
+
+{{- define "llmservice.metricsServer.name" -}}
+{{- include "llmservice.fullname" . -}}-metrics-server
+{{- end }}
+
+{{- define "llmservice.metricsServer.selectorLabels" -}}
+app.kubernetes.io/name: llmservice-metrics-server
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{- define "llmservice.metricsServer.labels" -}}
+{{ include "llmservice.metricsServer.selectorLabels" . }}
+app.kubernetes.io/component: metrics-server
+{{ include "llmservice.releaseLabels" . }}
 {{- end }}
 
 {{/* Name of an image, of which the values say where it is; takes `image` and `version`. */}}

@@ -12,11 +12,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
+from llmservice.core.autoscaling.policy import Sample
 from llmservice.core.judge.counts import (
+    VLLM_ITL_EDGES,
     VLLM_LATENCY_EDGES,
     VLLM_TTFT_EDGES,
     Counts,
     Histogram,
+    Tokens,
 )
 from llmservice.core.questions import EngineReading
 
@@ -24,9 +27,20 @@ _ENDED = ("vllm:request_success_total", "vllm:request_success")
 """The counter, with the suffix that most versions of the exposition format ask for and without."""
 _TTFT = "vllm:time_to_first_token_seconds_bucket"
 _LATENCY = "vllm:e2e_request_latency_seconds_bucket"
+_ITL = ("vllm:inter_token_latency_seconds", "vllm:time_per_output_token_seconds")
+"""The same times; versions before 0.11 have the second name, some have both."""
+_PROMPTS, _ANSWERS = "vllm:request_prompt_tokens", "vllm:request_generation_tokens"
+"""Of requests that ended: the counters of all tokens are ahead of them by what is under way."""
+_QUERIES = ("vllm:prefix_cache_queries_total", "vllm:prefix_cache_queries")
+_HITS = ("vllm:prefix_cache_hits_total", "vllm:prefix_cache_hits")
 _RUNNING = "vllm:num_requests_running"
 _WAITING = "vllm:num_requests_waiting"
-_WANTED = (*_ENDED, _TTFT, _LATENCY, _RUNNING, _WAITING)
+_KV_USAGE = "vllm:kv_cache_usage_perc"
+_GAUGES = (_WAITING, _RUNNING, _KV_USAGE)
+_WANTED = (
+    *(*_ENDED, _TTFT, _LATENCY, *(f"{name}_bucket" for name in _ITL), _RUNNING, _WAITING),
+    *(f"{_PROMPTS}_sum", f"{_PROMPTS}_count", f"{_ANSWERS}_sum", *_QUERIES, *_HITS),
+)
 
 _REASON = "finished_reason"
 _CLIENT_HUNG_UP = "abort"
@@ -57,27 +71,61 @@ def parse_reading(exposition: str) -> EngineReading | None:
     # engine that is idle from one that keeps its numbers to itself (``--disable-log-stats``).
     if _RUNNING not in exposition:
         return None
-    samples = _find(exposition)
+    samples = _find(exposition, _WANTED)
     running, waiting = _total(samples[_RUNNING]), _total(samples[_WAITING])
-    counts = _counts(samples)
+    counts = _counts(samples, has_itl=any(name in exposition for name in _ITL))
     if counts is None or not (0 <= running < _NUMBER_LIMIT and 0 <= waiting < _NUMBER_LIMIT):
         return None
     return EngineReading(counts, int(running), int(waiting))
 
 
-def _counts(samples: _Samples) -> Counts | None:
-    ended = next((samples[name] for name in _ENDED if samples[name]), [])
+def parse_gauges(exposition: str) -> Sample | None:
+    """The gauges of a replica; None when one of them is missing, or cannot be.
+
+    Requests add up over ranks. Of their KV caches the fullest counts: that one preempts first.
+
+    Raises:
+        ValueError: this is no exposition format.
+    """
+    samples = _find(exposition, _GAUGES)
+    if not all(samples[name] for name in _GAUGES):
+        return None
+    waiting, running = _total(samples[_WAITING]), _total(samples[_RUNNING])
+    usages = [each.value for each in samples[_KV_USAGE]]
+    if not all(0 <= usage <= 1 for usage in usages):
+        return None
+    if not all(0 <= each.value < _NUMBER_LIMIT for each in samples[_WAITING] + samples[_RUNNING]):
+        return None
+    return Sample(waiting, running, max(usages))
+
+
+def _counts(samples: _Samples, *, has_itl: bool) -> Counts | None:
+    ended = _first(samples, _ENDED)
     ttft = _histogram(samples[_TTFT], VLLM_TTFT_EDGES)
     latency = _histogram(samples[_LATENCY], VLLM_LATENCY_EDGES)
-    if ttft is None or latency is None:
+    itl = _histogram(_first(samples, [f"{name}_bucket" for name in _ITL]), VLLM_ITL_EDGES)
+    if ttft is None or latency is None or itl is None:
         return None
     counts = Counts(
         _total(each for each in ended if each.labels.get(_REASON) != _CLIENT_HUNG_UP),
         _total(each for each in ended if each.labels.get(_REASON) == _ENGINE_FAILED),
         ttft,
         latency,
+        itl if has_itl else None,
+        Tokens(
+            _total(samples[f"{_PROMPTS}_count"]),
+            _total(samples[f"{_PROMPTS}_sum"]),
+            _total(samples[f"{_ANSWERS}_sum"]),
+            _total(_first(samples, _QUERIES)),
+            _total(_first(samples, _HITS)),
+        ),
     )
     return counts if counts.is_valid else None
+
+
+def _first(samples: _Samples, names: Iterable[str]) -> list[_Sample]:
+    """The samples of the first of these names that has any."""
+    return next((samples[name] for name in names if samples[name]), [])
 
 
 def _total(samples: Iterable[_Sample]) -> float:
@@ -102,10 +150,10 @@ def _histogram(buckets: list[_Sample], usual: tuple[float, ...]) -> Histogram | 
     return Histogram(tuple(edges[:-1]), counts)
 
 
-def _find(exposition: str) -> _Samples:
+def _find(exposition: str, wanted: tuple[str, ...]) -> _Samples:
     found: _Samples = defaultdict(list)
     for line in exposition.split("\n"):
-        if line.startswith(_WANTED):  # cheap, and leaves few lines
+        if line.startswith(wanted):  # cheap, and leaves few lines
             name, sample = _sample(line)
             found[name].append(sample)
     return found

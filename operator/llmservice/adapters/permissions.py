@@ -1,11 +1,14 @@
-"""Every right the operator uses, and why: the one list the chart's roles are generated from.
+"""Every right that our programs use, and why: the one list the chart's roles are generated from.
 
-Contract tests run under exactly these; a call that is not listed fails there. No wildcards, no
-Secrets (tokens are referenced, never read), nothing on nodes.
+Contract tests run under exactly these; a call that is not listed fails there. No wildcards, nothing
+on nodes. The operator has no right to Secrets (tokens are referenced, never read), the metrics
+server to its own one only.
 """
 
 from dataclasses import dataclass
 
+from llmservice.adapters.api_registration import API_SERVICE, CLUSTER_ROLE, VERSION_PRIORITIES
+from llmservice.adapters.front_proxy import SUBJECT_ACCESS_REVIEW
 from llmservice.adapters.ports import Resource
 from llmservice.adapters.resources import (
     CHILDREN,
@@ -15,7 +18,13 @@ from llmservice.adapters.resources import (
     LEASE,
     LLM_SERVICE,
     POD,
+    SCALED_OBJECT,
 )
+from llmservice.adapters.serving_certificates import SECRET
+from llmservice.core.metrics_api import CUSTOM_GROUP, EXTERNAL_GROUP, METRICS
+
+METRICS_SERVER = "METRICS-SERVER"
+"""Stands for the name that the release gives to its metrics server and all that belongs to it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,22 +35,27 @@ class Permission:
     resource: str
     verbs: tuple[str, ...]
     why: str
+    names: tuple[str, ...] = ()
+    """Of objects; all when empty."""
 
     def rule(self) -> dict[str, list[str]]:
         """The rule of a Role that grants it."""
-        return {
-            "apiGroups": [self.group],
-            "resources": [self.resource],
-            "verbs": list(self.verbs),
-        }
+        rule = {"apiGroups": [self.group], "resources": [self.resource]}
+        if self.names:
+            rule["resourceNames"] = list(self.names)
+        return {**rule, "verbs": list(self.verbs)}
 
 
 def _permission(
-    resource: Resource, verbs: tuple[str, ...], why: str, subresource: str = ""
+    resource: Resource,
+    verbs: tuple[str, ...],
+    why: str,
+    subresource: str = "",
+    names: tuple[str, ...] = (),
 ) -> Permission:
     group, _, _ = resource.api_version.rpartition("/")
     suffix = f"/{subresource}" if subresource else ""
-    return Permission(group, resource.plural + suffix, verbs, why)
+    return Permission(group, resource.plural + suffix, verbs, why, names)
 
 
 _CHILD_VERBS = ("get", "list", "watch", "create", "patch", "delete")
@@ -67,6 +81,11 @@ SERVICES: tuple[Permission, ...] = (
         "for traffic.router Gateway: weights in a route of the user's, or a route of our own",
     ),
     _permission(
+        SCALED_OBJECT,
+        ("get", "create", "patch", "delete"),
+        "for autoscaling.provider KEDA",
+    ),
+    _permission(
         ENDPOINT_SLICE,
         ("list", "watch"),
         "never used by the operator itself: a router finds its engines by them, and nobody can "
@@ -83,10 +102,50 @@ LEADER: tuple[Permission, ...] = (
 )
 """Needed in the operator's own namespace."""
 
+METRICS_SERVER_PODS: tuple[Permission, ...] = (
+    _permission(POD, ("list", "watch"), "which engines and routers to ask, and where"),
+)
+"""Needed by the metrics server where the LLMServices are."""
+
+METRICS_SERVER_CLUSTER: tuple[Permission, ...] = (
+    _permission(SUBJECT_ACCESS_REVIEW, ("create",), "whether he who asks for a metric may read it"),
+    _permission(
+        API_SERVICE,
+        ("get", "create", "patch"),
+        "registers itself under these names, where nobody else has",
+        names=tuple(VERSION_PRIORITIES),
+    ),
+    _permission(
+        CLUSTER_ROLE,
+        ("get",),
+        "the uid of the object whose end takes the registration along",
+        names=(METRICS_SERVER,),
+    ),
+)
+"""Needed by the metrics server in the whole cluster."""
+
+METRICS_SERVER_SECRET: tuple[Permission, ...] = (
+    _permission(SECRET, ("create",), "its certificates; a right to create can name no object"),
+    _permission(SECRET, ("get", "update"), "its certificates", names=(METRICS_SERVER,)),
+)
+"""Needed by the metrics server in its own namespace."""
+
+METRICS_READER: tuple[Permission, ...] = (
+    *(Permission(CUSTOM_GROUP, f"pods/{each}", ("get",), "HPAs on pods") for each in METRICS),
+    # The metric is the resource there, and what bears no name is listed.
+    *(Permission(EXTERNAL_GROUP, each, ("list",), "HPAs on a sum") for each in METRICS),
+)
+"""What the cluster's HPA controller needs."""
+
 
 def roles() -> dict[str, list[dict[str, list[str]]]]:
     """Rules of the chart's roles, as in its ``files/permissions.yaml``."""
-    return {
-        "leader": [permission.rule() for permission in LEADER],
-        "services": [permission.rule() for permission in SERVICES],
+    lists = {
+        "leader": LEADER,
+        "services": SERVICES,
+        "metricsServerPods": METRICS_SERVER_PODS,
+        "metricsServerCluster": METRICS_SERVER_CLUSTER,
+        "metricsServerSecret": METRICS_SERVER_SECRET,
+        "metricsReader": METRICS_READER,
     }
+    return {name: [permission.rule() for permission in each] for name, each in lists.items()}

@@ -7,15 +7,13 @@ redirect is followed, and what makes no sense counts as no answer.
 import asyncio
 import logging
 from dataclasses import dataclass
-from ipaddress import ip_address
 from typing import Any, assert_never
 
 import aiohttp
-from yarl import URL
 
 from llmservice.adapters.engine_counts import parse_reading
 from llmservice.adapters.engine_metrics import parse_size
-from llmservice.adapters.strangers import one_line, open_session
+from llmservice.adapters.strangers import fetch, one_line, open_session, pod_url, read_body
 from llmservice.api import names
 from llmservice.core.decision import MetricsRequest
 from llmservice.core.observed import KVCacheSize
@@ -31,7 +29,6 @@ from llmservice.core.router.report import RouterReport, parse_report
 
 _log = logging.getLogger(__name__)
 
-_OK = 200
 _SUCCESSES = range(200, 300)
 _REFUSALS = range(400, 500)
 _METRICS_LIMIT = 2 << 20
@@ -105,19 +102,15 @@ class PodQuestions:
             case MetricsRequest():
                 return parse_size((await self._metrics(question.address)).decode())
             case ReadRouter():
-                url = _url(question.address, self._agent_port, "/status")
-                return parse_report(await self._get(url, _STATUS_LIMIT))
+                url = pod_url(question.address, self._agent_port, "/status")
+                return parse_report(await fetch(self._session, url, _STATUS_LIMIT))
             case _:
                 assert_never(question)
 
     async def _metrics(self, address: str) -> bytes:
-        return await self._get(_url(address, self._engine_port, "/metrics"), _METRICS_LIMIT)
-
-    async def _get(self, url: URL, limit: int) -> bytes:
-        async with self._session.get(url, allow_redirects=False) as answer:
-            if answer.status != _OK:
-                raise ValueError(f"HTTP {answer.status}")
-            return await _body(answer, limit)
+        return await fetch(
+            self._session, pod_url(address, self._engine_port, "/metrics"), _METRICS_LIMIT
+        )
 
     # --- warming up ---------------------------------------------------------------------------
 
@@ -137,7 +130,7 @@ class PodQuestions:
 
     async def _complete(self, question: WarmUp) -> WarmedUp | None:
         """One request; None when it went well, and the next one may follow."""
-        url = _url(question.address, self._engine_port, "/v1/completions")
+        url = pod_url(question.address, self._engine_port, "/v1/completions")
         body: dict[str, Any] = {
             "model": question.model,
             "prompt": question.prompt,
@@ -145,7 +138,7 @@ class PodQuestions:
         }
         async with self._session.post(url, json=body, allow_redirects=False) as answer:
             if answer.status in _SUCCESSES:
-                await _body(answer, _COMPLETION_LIMIT)
+                await read_body(answer, _COMPLETION_LIMIT)
                 return None
             said = _words((await answer.content.read(_WORDS_LIMIT)).decode(errors="replace"))
         if answer.status not in _REFUSALS:
@@ -158,20 +151,6 @@ class PodQuestions:
             said,
         )
         return WarmedUp()
-
-
-def _url(address: str, port: int, path: str) -> URL:
-    """Raises ValueError for what is no IP address."""
-    return URL.build(scheme="http", host=str(ip_address(address)), port=port, path=path)
-
-
-async def _body(answer: aiohttp.ClientResponse, limit: int) -> bytes:
-    body = bytearray()
-    async for chunk in answer.content.iter_any():
-        body += chunk
-        if len(body) > limit:
-            raise ValueError(f"more than {limit} bytes")
-    return bytes(body)
 
 
 def _words(said: str) -> str:

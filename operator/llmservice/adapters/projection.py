@@ -14,6 +14,7 @@ from typing import Any
 from llmservice.api import names
 from llmservice.core.failures import ContainerState
 from llmservice.core.observed import (
+    AutoscalerFacts,
     Child,
     ChildRef,
     DeploymentFacts,
@@ -23,6 +24,7 @@ from llmservice.core.observed import (
     ServiceKey,
 )
 from llmservice.core.ownership import owned_fields
+from llmservice.core.resources.autoscaler import AUTOSCALER_KIND
 from llmservice.core.resources.bench import BENCH_COMPONENT, BENCH_CONTAINER
 from llmservice.core.revisions import pack_data
 
@@ -117,6 +119,7 @@ def child(kind: str, live: Mapping[str, Any]) -> Child:
         deployment=_deployment(live) if kind == "Deployment" else None,
         revision=_revision(live) if kind == "ControllerRevision" else None,
         job=_job(live) if kind == "Job" else None,
+        autoscaler=_autoscaler(live) if kind == AUTOSCALER_KIND else None,
     )
 
 
@@ -124,14 +127,14 @@ def pod(live: Mapping[str, Any]) -> PodFacts:
     """A live pod, an engine's, a router's or a bench's."""
     metadata, status = mapping(live.get("metadata")), mapping(live.get("status"))
     conditions = {text(c.get("type")): c for c in mappings(status.get("conditions"))}
-    scheduled = mapping(conditions.get("PodScheduled"))
+    scheduled, ready = mapping(conditions.get("PodScheduled")), mapping(conditions.get("Ready"))
     labels = mapping(metadata.get("labels"))
     main = _main_container(status)
     return PodFacts(
         name=text(metadata.get("name")),
         uid=text(metadata.get("uid")),
         revision=text(labels.get(names.REVISION_LABEL)),
-        ready=mapping(conditions.get("Ready")).get("status") == "True",
+        ready=ready.get("status") == "True",
         created=_moment(metadata.get("creationTimestamp")),
         scheduled=scheduled.get("status") != "False",
         scheduling_message=text(scheduled.get("message")),
@@ -139,6 +142,9 @@ def pod(live: Mapping[str, Any]) -> PodFacts:
         deleting=metadata.get("deletionTimestamp") is not None,
         container=None if main is None else _container_state(main),
         running="running" in mapping((main or {}).get("state")),
+        scheduled_at=_since(scheduled),
+        started_at=_started(mapping((main or {}).get("state"))),
+        ready_since=_since(ready),
         address=text(status.get("podIP")),
         job=text(labels.get(_JOB_LABEL)),
     )
@@ -178,6 +184,22 @@ def _deployment(live: Mapping[str, Any]) -> DeploymentFacts:
 
 def _revision(live: Mapping[str, Any]) -> RevisionFacts:
     return RevisionFacts(number(live.get("revision")), pack_data(dict(mapping(live.get("data")))))
+
+
+def _autoscaler(live: Mapping[str, Any]) -> AutoscalerFacts:
+    status = mapping(live.get("status"))
+    found = {text(each.get("type")): each for each in mappings(status.get("conditions"))}
+    active = mapping(found.get("ScalingActive"))
+    if mapping(found.get("AbleToScale")).get("status") == "False":
+        active = found["AbleToScale"]
+    limited = mapping(found.get("ScalingLimited"))
+    return AutoscalerFacts(
+        active=active.get("status") == "True" if active else None,
+        reason=text(active.get("reason")),
+        message=text(active.get("message")) if active.get("status") != "True" else "",
+        desired=number(status.get("desiredReplicas")),
+        limited=text(limited.get("reason")) if limited.get("status") == "True" else "",
+    )
 
 
 def _job(live: Mapping[str, Any]) -> JobFacts:
@@ -225,11 +247,25 @@ def _compact(value: Mapping[str, Any]) -> bytes:
     return _ENCODE(value).encode()
 
 
+def _since(condition: Mapping[str, Any]) -> datetime | None:
+    """When a condition that is true became so."""
+    is_true = condition.get("status") == "True"
+    return _moment_or_none(condition.get("lastTransitionTime")) if is_true else None
+
+
+def _started(state: Mapping[str, Any]) -> datetime | None:
+    return _moment_or_none(mapping(state.get("running")).get("startedAt"))
+
+
 def _moment(value: object) -> datetime:
+    return _moment_or_none(value) or _EPOCH
+
+
+def _moment_or_none(value: object) -> datetime | None:
     try:
         moment = datetime.fromisoformat(text(value))
     except ValueError:
-        return _EPOCH
+        return None
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 

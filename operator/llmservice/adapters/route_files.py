@@ -10,15 +10,18 @@ import json
 import logging
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 
-from llmservice.core.router.agent import COUNTERS, count_tracks
+from llmservice.core.router.agent import COUNTERS, GATES, Gate, count_tracks, read_gates
 from llmservice.core.router.desired import Traffic, format_traffic, parse_traffic
 from llmservice.core.router.envoy import (
+    INGRESS,
+    NUDGE_PATH,
     STAT_PREFIX,
     RouterSettings,
     build_static_files,
@@ -38,6 +41,7 @@ _GRACE_SECONDS = 0.25
 _BODY_LIMIT = 8 << 20
 _ROUTE_COUNTERS = (f"http.{STAT_PREFIX}.rds.",)
 _CLUSTER_COUNTERS = ("cluster_manager.cds.", "cluster.")
+_MEMBERS = "membership_total"
 _ACTIVE_REQUESTS = f"http.{STAT_PREFIX}.downstream_rq_active"
 
 
@@ -82,6 +86,11 @@ class EnvoyAdmin:
         clusters = (config["cluster"] for config in configs)
         return {cluster["name"]: own_metadata(cluster, "digest") for cluster in clusters}
 
+    async def engines(self) -> dict[str, int]:
+        """How many are known, by cluster."""
+        found = await self._stats(rf"^cluster\.[^.]+\.{_MEMBERS}$")
+        return {name.split(".")[1]: number for name, number in found.items()}
+
     async def rejections(self) -> dict[str, int]:
         """How often each kind of file was refused or could not be read, by counter."""
         return await self._stats("update_(rejected|failure)$")
@@ -95,13 +104,42 @@ class EnvoyAdmin:
         """What each track did since Envoy started, by its name."""
         return count_tracks(await self._stats(COUNTERS))
 
+    async def gates(self) -> dict[str, Gate]:
+        """Who waits, by the track's name."""
+        return read_gates(await self._stats(GATES))
+
+    async def nudge(self, track: str, times: int) -> None:
+        """Have a track's gate look at its limit anew.
+
+        A request that arrives has that effect, so some do, and leave at once.
+        """
+        port = await self._port()
+        for _ in range(times):
+            with suppress(OSError):
+                _, writer = await asyncio.open_connection("127.0.0.1", port)
+                writer.write(f"GET {NUDGE_PATH}{track} HTTP/1.1\r\nhost: router\r\n\r\n".encode())
+                writer.close()
+                await writer.wait_closed()
+
+    async def _port(self) -> int:
+        """Where clients come in."""
+        text = await self._ask("GET", "/listeners", {"format": "json"})
+        try:
+            found = json.loads(text)["listener_statuses"]
+            addresses = {each["name"]: each["local_address"] for each in found}
+            return int(addresses[INGRESS]["socket_address"]["port_value"])
+        except (ValueError, LookupError, TypeError) as error:
+            raise AdminUnavailable(f"/listeners names no port: {error!r}") from error
+
     async def fail_health_checks(self) -> None:
         """Answer 503 to readiness probes from now on."""
         await self._ask("POST", "/healthcheck/fail", {})
 
     async def drain_listeners(self) -> None:
         """Ask clients to close their connections, and go on serving those that do not."""
-        await self._ask("POST", "/drain_listeners", {"graceful": "", "skip_exit": ""})
+        # Inbound: that behind the gates is open for as long as somebody waits there.
+        options = {"graceful": "", "skip_exit": "", "inboundonly": ""}
+        await self._ask("POST", "/drain_listeners", options)
 
     async def _dump(self, resource: str, *, mask: str) -> list[dict[str, Any]]:
         text = await self._ask("GET", "/config_dump", {"resource": resource, "mask": mask})
@@ -214,7 +252,7 @@ class RouteFiles:
     ) -> Rejected | Unconfirmed | None:
         try:
             async with asyncio.timeout(self._seconds):
-                while not await self._is_taken(step, version):
+                while not await self._has_effect(step, version):
                     rose = await self._rejected_since(before, step)
                     await asyncio.sleep(_GRACE_SECONDS if rose else _POLL_SECONDS)
                     if rose and not await self._is_taken(step, version):
@@ -236,6 +274,13 @@ class RouteFiles:
         if step.until is Until.Version:
             return await self._admin.acknowledged_version() == version
         return await self._admin.active_clusters() == step.clusters
+
+    async def _has_effect(self, step: Step, version: str) -> bool:
+        """Whether the next step may begin."""
+        if not await self._is_taken(step, version):
+            return False
+        found = await self._admin.engines() if step.engines else {}
+        return all(found.get(name) == number for name, number in step.engines.items())
 
     def _read(self) -> dict[str, str]:
         return {

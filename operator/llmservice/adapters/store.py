@@ -7,16 +7,18 @@ replaces a newer one. Handlers read it as :class:`Observed`; it decides nothing.
 
 import json
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import IntEnum
 from typing import Any, get_args
 
 from llmservice.adapters import projection
+from llmservice.adapters.claims import Claims
 from llmservice.adapters.projection import Identity, StoredService
 from llmservice.adapters.resources import LLM_SERVICE, OPTIONAL, POD
 from llmservice.api import names
+from llmservice.core.autoscaling.budget import Budget
 from llmservice.core.canary.queue import Place, place_of
 from llmservice.core.judge.scrapes import Baselines
 from llmservice.core.observed import (
@@ -114,7 +116,8 @@ class _Place:
 class Store:
     """All that is known of the cluster; for one event loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, budgets: Sequence[Budget] = ()) -> None:
+        self.claims = Claims(budgets)
         self._entries: dict[ServiceKey, _Entry] = {}
         self._owners: dict[_Place, ServiceKey] = {}
         self._rollouts: dict[ServiceKey, Place] = {}
@@ -159,6 +162,8 @@ class Store:
             baselines=entry.baselines,
             apply_errors=entry.errors,
             other_rollouts=tuple(each for of, each in self._rollouts.items() if of != key),
+            claim=self.claims.of(key),
+            other_claims=self.claims.others(key),
         )
 
     def is_bereft(self, key: ServiceKey) -> bool:
@@ -194,8 +199,9 @@ class Store:
             service = self._service(key)
             if service is None or _is_older(who.resource_version, service.resource_version):
                 return ()
+            freed = [Touched(each, Change.Facts) for each in self.claims.drop(key)]
             self.forget(key)
-            return (Touched(key, Change.Shape),)
+            return (Touched(key, Change.Shape), *freed)
         return self._remove_owned(_Place(kind, who.namespace, who.name), who.resource_version)
 
     def retain(
@@ -303,13 +309,12 @@ class Store:
             self._rollouts.pop(key, None)
         else:
             self._rollouts[key] = place
-        if old is None:
-            return (Touched(key, Change.Facts),)
-        if _wishes(old) != _wishes(new):
-            return (Touched(key, Change.Shape),)
-        if replace(new, resource_version=old.resource_version) != old:
-            return (Touched(key, Change.Facts),)
-        return ()
+        sharers = [Touched(each, Change.Facts) for each in self.claims.put(key, live)]
+        if old is not None and _wishes(old) != _wishes(new):
+            return (Touched(key, Change.Shape), *sharers)
+        if old is None or replace(new, resource_version=old.resource_version) != old:
+            return (Touched(key, Change.Facts), *sharers)
+        return sharers
 
     def _put_owned(self, key: ServiceKey, kind: str, live: Mapping[str, Any]) -> Iterable[Touched]:
         who = projection.identity(live)
@@ -339,8 +344,12 @@ class Store:
             ref = ChildRef(place.kind, place.name)
             if _is_older(resource_version, entry.children[ref].resource_version):
                 return ()
-            del entry.children[ref]
+            gone = entry.children.pop(ref)
             entry.bereft = True
+            # No watch tells of a ScaledObject: that its HPA goes is all that can be seen.
+            makers = [r for r, c in entry.children.items() if c.uid == gone.controller_uid]
+            for maker in makers:
+                self.remove_child(key, maker)
         del self._owners[place]
         self._drop_if_empty(key)
         return (Touched(key, Change.Facts if place.kind == POD.kind else Change.Shape),)

@@ -5,9 +5,13 @@ same for all: nothing is followed, remembered or unpacked, and what they say bec
 """
 
 from collections.abc import Mapping
+from ipaddress import ip_address
 
 import aiohttp
 from aiohttp.abc import AbstractResolver
+from yarl import URL
+
+_OK = 200
 
 
 def open_session(
@@ -28,6 +32,34 @@ def open_session(
         headers={"Accept-Encoding": "identity", **(headers or {})},
         auto_decompress=False,  # a small answer must not become a large one
     )
+
+
+def pod_url(address: str, port: int, path: str) -> URL:
+    """Of a pod; raises ValueError for what is no IP address."""
+    return URL.build(scheme="http", host=str(ip_address(address)), port=port, path=path)
+
+
+async def fetch(session: aiohttp.ClientSession, url: URL, limit: int) -> bytes:
+    """The whole answer to a GET.
+
+    Raises:
+        ValueError: another status than 200, or more than ``limit`` bytes.
+        aiohttp.ClientError: no answer.
+    """
+    async with session.get(url, allow_redirects=False) as answer:
+        if answer.status != _OK:
+            raise ValueError(f"HTTP {answer.status}")
+        return await read_body(answer, limit)
+
+
+async def read_body(answer: aiohttp.ClientResponse, limit: int) -> bytes:
+    """The rest of an answer; raises ValueError when it is longer than ``limit`` bytes."""
+    body = bytearray()
+    async for chunk in answer.content.iter_any():
+        body += chunk
+        if len(body) > limit:
+            raise ValueError(f"more than {limit} bytes")
+    return bytes(body)
 
 
 def one_line(said: str) -> str:

@@ -5,6 +5,7 @@ instance does its part: it leads with full caches, or stands by with the API ser
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from aiohttp import web
 from prometheus_client import (
@@ -68,13 +69,17 @@ class Telemetry:
             "How long the longest waiting service has waited",
             registry=self.registry,
         )
-        self._plan_ratio = Gauge(
+        self._plan_ratio = _ServiceGauge(
             "llmservice_plan_kv_cache_tokens_ratio",
             "Tokens that the engine's KV cache holds for each that was planned",
-            ["namespace", "name"],
-            registry=self.registry,
+            self.registry,
         )
-        self._plan_ratios: dict[ServiceKey, float] = {}
+        self._cold_start = _ServiceGauge(
+            "llmservice_cold_start_seconds",
+            "How long a new engine pod takes until it serves, by stage: schedule, pull, load",
+            self.registry,
+            "stage",
+        )
 
     def count_write(self, verb: str, kind: str) -> None:
         """Count one request that changes something."""
@@ -82,18 +87,36 @@ class Telemetry:
 
     def set_plan_ratio(self, key: ServiceKey, ratio: float | None) -> None:
         """Publish how a service's engine compares with its plan; None publishes nothing."""
-        if self._plan_ratios.get(key) == ratio:
-            return
-        if ratio is None:
-            del self._plan_ratios[key]
-            self._plan_ratio.remove(key.namespace, key.name)
-        else:
-            self._plan_ratios[key] = ratio
-            self._plan_ratio.labels(key.namespace, key.name).set(ratio)
+        self._plan_ratio.set(ratio, key)
+
+    def set_cold_start(self, key: ServiceKey, measured: Mapping[str, Any]) -> None:
+        """Publish ``status.coldStart``; an empty one publishes nothing."""
+        for stage in ("schedule", "pull", "load"):
+            self._cold_start.set(measured.get(f"{stage}Seconds"), key, stage)
 
     def watch_ages(self, ages: Callable[[], Mapping[tuple[str, str], float]]) -> None:
         """Publish the seconds since each watch said anything, by kind and namespace."""
         self.registry.register(_WatchAges(ages))
+
+
+class _ServiceGauge:
+    """A number of each service; written only when it changes, and gone with its service."""
+
+    def __init__(self, name: str, help_: str, registry: CollectorRegistry, *labels: str) -> None:
+        self._gauge = Gauge(name, help_, ["namespace", "name", *labels], registry=registry)
+        self._values: dict[tuple[str, ...], float] = {}
+
+    def set(self, value: float | None, key: ServiceKey, *labels: str) -> None:
+        """Publish a value; None takes back what was published."""
+        full = (key.namespace, key.name, *labels)
+        if self._values.get(full) == value:
+            return
+        if value is None:
+            del self._values[full]
+            self._gauge.remove(*full)
+        else:
+            self._values[full] = value
+            self._gauge.labels(*full).set(value)
 
 
 class _WatchAges:

@@ -15,7 +15,7 @@ from llmservice.api.types import ApiObject
 
 MAX_GUARDRAILS = 8
 
-Metric = Literal["ttft", "latency", "errors"]
+Metric = Literal["ttft", "latency", "itl", "errors"]
 Quantile = Literal["p50", "p90", "p95", "p99"]
 _Percent = Annotated[float, Field(gt=0, lt=100)]
 
@@ -24,16 +24,18 @@ class Guardrail(ApiObject):
     """One promise of a canary: not much worse than the live stable, or under a fixed limit."""
 
     metric: Metric
-    """What is measured: ttft (seconds to the first token), latency (seconds to the last token) or
-    errors (share of requests that failed). A failed request also counts as too slow."""
+    """What is measured: ttft (seconds to the first token), latency (seconds to the last token), itl
+    (seconds between two tokens) or errors (share of requests that failed). A failed request also
+    counts as too slow."""
     quantile: Quantile | None = None
-    """Which requests must be fast: p95 means 95 of 100. For ttft and latency. Default: p95."""
+    """Which requests must be fast: p95 means 95 of 100, of itl 95 of 100 tokens. Not for
+    errors. Default: p95."""
     max_increase_percent: Annotated[float, Field(ge=10, le=1000)] | None = None
     """How much worse than the stable revision, measured at the same time, the canary may be: the
-    quantile for ttft and latency (at least 10), the share of failed requests for errors (at
+    quantile for ttft, latency and itl (at least 10), the share of failed requests for errors (at
     least 30)."""
     max_seconds: Annotated[float, Field(gt=0, le=600)] | None = None
-    """The quantile must stay under so many seconds, whatever stable does. For ttft and latency."""
+    """The quantile must stay under so many seconds, whatever stable does. Not for errors."""
     max_error_rate_percent: _Percent | None = None
     """So many percent of the canary's requests may fail, whatever stable does. For errors."""
     min_requests: Annotated[int, Field(ge=1, le=1_000_000)] = 100

@@ -29,6 +29,9 @@ CHILD_MANAGER = "llmservice"
 STATUS_MANAGER = "llmservice-status"
 LEASE_MANAGER = "llmservice-lease"
 TRAFFIC_MANAGER = "llmservice-traffic"
+SCALE_MANAGER = "llmservice-scale"
+"""Owns ``spec.replicas`` of a Deployment beside its autoscaler: a field that its last owner lets go
+of falls back to 1."""
 
 # A child's name is `<service>-<10 hash characters>`; Service names are DNS-1035 labels of 63.
 REVISION_HASH_LENGTH = 10

@@ -86,7 +86,14 @@ _LABEL_KEYS = (
 _IS_CANARY = (
     "(has(self.rollout) && has(self.rollout.strategy) && self.rollout.strategy == 'Canary')"
 )
-_REPLICAS = _or_default("self", "replicas", "1")
+_REPLICAS = (
+    f"(has(self.autoscaling) ? self.autoscaling.maxReplicas"
+    f" : {_or_default('self', 'replicas', '1')})"
+)
+_ROUTER = (
+    "(has(self.traffic) && has(self.traffic.router) ? self.traffic.router"
+    f" : ({_IS_CANARY} ? 'Embedded' : 'None'))"
+)
 _LAST_STEPS = ", ".join(str(index) for index in range(1, 20))
 """CEL has no loop over places in a list, so they are written out, up to the longest rollout."""
 _QUANTILE = "(has({0}.quantile) ? {0}.quantile : 'p95')"
@@ -341,6 +348,30 @@ RULES: tuple[Rule, ...] = (
         field="traffic",
     ),
     Rule(
+        "autoscaling-bounds-are-in-order",
+        "spec.autoscaling",
+        f"{_or_default('self', 'minReplicas', '1')} <= self.maxReplicas",
+        "minReplicas is above maxReplicas: lower it, or raise maxReplicas",
+        field="minReplicas",
+    ),
+    Rule(
+        "zero-needs-the-embedded-router",
+        "spec",
+        "!has(self.autoscaling) || !has(self.autoscaling.minReplicas)"
+        f" || self.autoscaling.minReplicas > 0 || {_ROUTER} == 'Embedded'",
+        "minReplicas 0 needs a router that holds the first requests: set traffic.router to"
+        " Embedded, or minReplicas to 1",
+        field="autoscaling.minReplicas",
+    ),
+    Rule(
+        "keda-needs-prometheus",
+        "spec.autoscaling",
+        "!(has(self.provider) && self.provider == 'KEDA') || has(self.prometheusUrl)",
+        "provider KEDA asks Prometheus: set prometheusUrl, for instance"
+        " http://prometheus.monitoring.svc:9090",
+        field="prometheusUrl",
+    ),
+    Rule(
         "gateway-needs-a-ref",
         "spec.traffic",
         "!(has(self.router) && self.router == 'Gateway') || has(self.gatewayRef)",
@@ -388,7 +419,7 @@ RULES: tuple[Rule, ...] = (
         "guardrail-rate-is-of-errors",
         GUARDRAILS,
         "self.metric == 'errors' || !has(self.maxErrorRatePercent)",
-        "maxErrorRatePercent says nothing about ttft and latency: remove it",
+        "maxErrorRatePercent says nothing about ttft, itl and latency: remove it",
         field="maxErrorRatePercent",
     ),
     Rule(

@@ -91,6 +91,40 @@ class CapacityStatus(ApiObject):
     """How far the plan was off: over 0 when the engine has more than planned."""
 
 
+class AutoscalingStatus(ApiObject):
+    """How many replicas the autoscaler wants."""
+
+    replicas: Annotated[int, Field(ge=0)]
+    """Replicas that the service has, apart from those that a rollout adds."""
+    min_replicas: Annotated[int, Field(ge=0)]
+    """At least."""
+    max_replicas: Annotated[int, Field(ge=0)]
+    """At most, within the budget of devices that it shares with others."""
+    wanted_replicas: Annotated[int, Field(ge=0)] | None = None
+    """Replicas that the autoscaler would like, where a bound keeps it from more."""
+    message: Message | None = None
+    """What it waits for, and who has that."""
+    revision: Annotated[str, Field(max_length=32)] | None = None
+    """Revision whose HorizontalPodAutoscaler decides; none while a rollout keeps the number."""
+
+
+class ColdStartStatus(ApiObject):
+    """How long a new pod takes until it serves: the mean of the last ones."""
+
+    revision: Annotated[str, Field(max_length=32)]
+    """Revision of the pods."""
+    pod: Annotated[str, Field(max_length=253)]
+    """The last pod that counted."""
+    schedule_seconds: Annotated[int, Field(ge=0)]
+    """Until a node was found."""
+    pull_seconds: Annotated[int, Field(ge=0)]
+    """Until the engine's container ran: images, volumes, init containers."""
+    load_seconds: Annotated[int, Field(ge=0)]
+    """Until the pod was ready."""
+    seconds: Annotated[int, Field(ge=0)]
+    """All of it."""
+
+
 class RolloutCheck(ApiObject):
     """What one guardrail says of the canary."""
 
@@ -163,6 +197,8 @@ class LLMServiceStatus(ApiObject):
     """Engine pods that exist."""
     ready_replicas: Annotated[int, Field(ge=0)] | None = None
     """Engine pods that serve."""
+    terminating_replicas: Annotated[int, Field(ge=0)] | None = None
+    """Engine pods that are about to go, and still hold their devices."""
     selector: Annotated[str, Field(max_length=512)] | None = None
     """Label selector of the engine pods, for the scale subresource."""
     stable_revision: Annotated[str, Field(max_length=32)] | None = None
@@ -183,6 +219,10 @@ class LLMServiceStatus(ApiObject):
     """The canary rollout: under way, or the last one."""
     capacity: CapacityStatus | None = None
     """What a running engine reports of its KV cache."""
+    autoscaling: AutoscalingStatus | None = None
+    """How many replicas the autoscaler wants."""
+    cold_start: ColdStartStatus | None = None
+    """How long a new pod takes until it serves."""
     conditions: Annotated[
         tuple[Condition, ...],
         Field(max_length=16, json_schema_extra={"x-kubernetes-list-map-keys": ["type"]}),

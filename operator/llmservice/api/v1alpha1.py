@@ -354,6 +354,40 @@ class RolloutSpec(ApiObject):
     another. Default: nobody."""
 
 
+class AutoscalingSpec(ApiObject):
+    """How many replicas there are, by what the engines have to do.
+
+    Each live revision gets a HorizontalPodAutoscaler with two metrics of each pod; the greater
+    proposal counts.
+    """
+
+    min_replicas: Annotated[int, Field(ge=0, le=1000)] = 1
+    """Replicas at least, 0 to 1000. With 0 there are none while nobody asks, and the router holds
+    the first requests until an engine is ready; needs traffic.router Embedded."""
+    max_replicas: Annotated[int, Field(ge=1, le=1000)]
+    """Replicas at most, 1 to 1000. Pods that a rollout adds for a while come on top, as those of a
+    Deployment's maxSurge do."""
+    waiting_per_replica: Annotated[int, Field(ge=1, le=65536)] | None = None
+    """Waiting requests that each replica may have (vllm:num_requests_waiting). Default: half of
+    what a replica should carry."""
+    load_target: Annotated[float, Field(gt=0, le=1)] = 0.7
+    """What a replica should carry, as a share of the engine's maxNumSeqs; over 0 up to 1."""
+    idle_seconds: Annotated[int, Field(ge=30, le=604_800)] = 900
+    """With minReplicas 0: so long nobody asks before the last replica goes, 30 to 604800."""
+    cold_start_seconds: Annotated[int, Field(ge=1, le=86_400)] | None = None
+    """From the decision for one more replica to its first answer, 1 to 86400. Default: as measured
+    on the pods of this service, 180 before there are any."""
+    provider: Literal["Builtin", "KEDA", "PrometheusAdapter"] = "Builtin"
+    """Who brings the metrics to the autoscaler. Builtin: this operator's metrics server. KEDA: a
+    ScaledObject that asks Prometheus. PrometheusAdapter: its rules, as in the documentation."""
+    prometheus_url: Annotated[str, Field(max_length=512, pattern=r"^https?://[^\s]+$")] | None = (
+        None
+    )
+    """Address of Prometheus, for provider KEDA."""
+    priority: Annotated[int, Field(ge=-1000, le=1000)] = 0
+    """Who goes first where a budget of devices is shared: the greater number, -1000 to 1000."""
+
+
 class GatewayRef(ApiObject):
     """A Gateway (gateway.networking.k8s.io) that clients come in by."""
 
@@ -377,6 +411,23 @@ class SessionAffinity(ApiObject):
 Router = Literal["Embedded", "Gateway", "None"]
 
 
+class QueueSpec(ApiObject):
+    """Where requests wait that no engine has room for yet.
+
+    In the router they can still go to any engine; inside an engine they wait for that one only.
+    """
+
+    max_per_engine: Annotated[int, Field(ge=1, le=65536)] | None = None
+    """Requests that one engine is handed at once, 1 to 65536. Default: its maxNumSeqs and a tenth
+    more, so that it never runs dry."""
+    max_waiting: Annotated[int, Field(ge=1, le=100_000)] = 1024
+    """Requests that wait in one router pod, 1 to 100000; more are refused with 503 and
+    Retry-After."""
+    hold_seconds: Annotated[int, Field(ge=0, le=3600)] | None = None
+    """How long a request waits while no engine is ready, 0 to 3600; then it gets 503 and
+    Retry-After. Default: 600 where autoscaling.minReplicas is 0, else 0."""
+
+
 class TrafficSpec(ApiObject):
     """What stands between the clients and the engines."""
 
@@ -395,6 +446,8 @@ class TrafficSpec(ApiObject):
     """Whether clients may choose a revision by the header x-llm-track. For router Embedded."""
     max_body_bytes: Annotated[int, Field(ge=1024, le=256 << 20)] = 8 << 20
     """Longest request body, 1024 to 268435456; a longer one gets 413. For router Embedded."""
+    queue: QueueSpec = QueueSpec()
+    """Where requests wait that no engine has room for yet. For router Embedded."""
 
 
 class ServiceSpec(ApiObject):
@@ -435,7 +488,9 @@ class LLMServiceSpec(ApiObject):
     accelerator: AcceleratorSpec
     """The device one replica runs on; `{resource: cpu}` for none."""
     replicas: Annotated[int, Field(ge=0, le=1000)] = 1
-    """Engine pods, 0 to 1000."""
+    """Engine pods, 0 to 1000. Ignored while autoscaling is set."""
+    autoscaling: AutoscalingSpec | None = None
+    """How many replicas there are, by what the engines have to do. Default: `replicas`."""
     rollout: RolloutSpec = RolloutSpec()
     """How a changed engine replaces the running one."""
     traffic: TrafficSpec = TrafficSpec()

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llmservice.adapters.ports import ClusterError
-from llmservice.cli import autoscale, judge, offline, plan, rollout, route_agent
+from llmservice.cli import autoscale, judge, metrics_server, offline, plan, rollout, route_agent
+from llmservice.core.autoscaling.budget import Budget, parse_budgets
 from llmservice.core.config import Config
 
 _EXIT_UNREACHABLE = 3
@@ -46,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_judge(commands)
     autoscale.register(commands)
     route_agent.register(commands)
+    metrics_server.register(commands)
     return parser
 
 
@@ -145,12 +147,33 @@ def _add_operator(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
         help="canary rollouts at a time, over all services; 0 for any number",
     )
     command.add_argument(
+        "--max-rollout-devices",
+        type=int,
+        default=0,
+        metavar="N",
+        help="accelerators that canaries may hold at a time, over all services; 0 for any number",
+    )
+    command.add_argument(
+        "--gpu-budgets",
+        type=_budgets,
+        default=(),
+        metavar="JSON",
+        help="devices that several services share, as the chart's gpuBudgets",
+    )
+    command.add_argument(
         "--engine-metrics",
         action=argparse.BooleanOptionalAction,
         default=True,
         help="ask engines what their KV cache holds; needs pods within reach",
     )
     command.set_defaults(run=_run_operator)
+
+
+def _budgets(text: str) -> tuple[Budget, ...]:
+    try:
+        return parse_budgets(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _run_operator(parsed: argparse.Namespace) -> int:
@@ -172,6 +195,8 @@ def _run_operator(parsed: argparse.Namespace) -> int:
                 router_image=parsed.router_image,
                 engine_metrics=parsed.engine_metrics,
                 max_concurrent_rollouts=parsed.max_concurrent_rollouts,
+                max_rollout_devices=parsed.max_rollout_devices,
+                budgets=parsed.gpu_budgets,
             ),
         )
     )

@@ -23,6 +23,8 @@ from llmservice.core.judge.state import JudgeState
 from llmservice.core.judge.trace import FINE, VLLM, Request, Track, cut_windows
 
 COLUMNS = ("seconds", "track", "ttft_seconds", "latency_seconds", "error")
+_ITL = "itl_seconds"
+"""May be there as well: the mean time between the tokens of a request."""
 BUCKETS = "edges that times are counted in: of an engine that was given fine ones, or as it comes"
 _FAILED = {"0": False, "1": True, "false": False, "true": True}
 _SHOWN = 40
@@ -92,7 +94,8 @@ def _outcomes(
     checks, state = compile_guardrails(guardrails), JudgeState()
     began, end = None, 0.0
     buckets = FINE if arguments.buckets == "fine" else VLLM
-    requests = read_requests(file, arguments.trace)
+    has_itl = any(guardrail.metric == "itl" for guardrail in guardrails)
+    requests = read_requests(file, arguments.trace, with_itl=has_itl)
     for end, window in cut_windows(requests, arguments.window, buckets):
         state, decision = judge(checks, state, window)
         if began is None and state.canary_requests:
@@ -227,8 +230,13 @@ def _opened(path: str) -> Iterator[TextIO]:
         yield file
 
 
-def read_requests(file: TextIO, path: str) -> Iterator[Request]:
+def read_requests(file: TextIO, path: str, *, with_itl: bool = False) -> Iterator[Request]:
     """The requests of a trace, one line at a time.
+
+    Args:
+        file: the trace.
+        path: its name, for messages.
+        with_itl: the times between tokens are needed, too.
 
     Raises:
         InputError: a column is missing, or a line is wrong.
@@ -236,7 +244,7 @@ def read_requests(file: TextIO, path: str) -> Iterator[Request]:
     rows = csv.reader(file)
     try:
         header = [column.strip() for column in next(rows, [])]
-        places = _places(header, path)
+        places = _places(header, path, with_itl=with_itl)
         last = -math.inf
         for row in rows:
             if not row:
@@ -244,7 +252,7 @@ def read_requests(file: TextIO, path: str) -> Iterator[Request]:
             place = f"{path}: line {rows.line_num}"
             if len(row) != len(header):
                 raise InputError(f"{place}: {len(row)} fields where the header has {len(header)}")
-            request = _request({name: row[places[name]].strip() for name in COLUMNS}, place)
+            request = _request({name: row[at].strip() for name, at in places.items()}, place)
             if request.seconds < last:
                 words = f"{request.seconds:g} comes after {last:g}: sort the trace by time"
                 raise InputError(f"{place}: seconds: {words}")
@@ -256,13 +264,16 @@ def read_requests(file: TextIO, path: str) -> Iterator[Request]:
         raise InputError(f"{path}: line {rows.line_num + 1}: no request in it")
 
 
-def _places(header: list[str], path: str) -> dict[str, int]:
-    for name in COLUMNS:
+def _places(header: list[str], path: str, *, with_itl: bool) -> dict[str, int]:
+    columns = (*COLUMNS, _ITL) if with_itl else COLUMNS
+    for name in columns:
         if header.count(name) != 1:
             number = "no" if name not in header else "more than one"
-            words = f"{number} column {name}: the first line must name {','.join(COLUMNS)}"
-            raise InputError(f"{path}: line 1: {words}")
-    return {name: header.index(name) for name in COLUMNS}
+            words = f"the first line must name {','.join(COLUMNS)}"
+            if name == _ITL:
+                words = "a guardrail of itl needs the mean seconds between the tokens of a request"
+            raise InputError(f"{path}: line 1: {number} column {name}: {words}")
+    return {name: header.index(name) for name in columns}
 
 
 def _request(row: dict[str, str], place: str) -> Request:
@@ -278,6 +289,8 @@ def _request(row: dict[str, str], place: str) -> Request:
         ttft=_time(row, "ttft_seconds", place, failed=failed),
         latency=_time(row, "latency_seconds", place, failed=failed),
         failed=failed,
+        # Where there are not two tokens, nothing lies between them.
+        itl=_time(row, _ITL, place, failed=failed) if row.get(_ITL) else None,
     )
 
 

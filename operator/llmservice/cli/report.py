@@ -22,6 +22,7 @@ _CONDITIONS = {
     "Stalled": ("waits for a change by you", "not stalled"),
     "Reconciling": ("work is under way", "at rest"),
     "RolloutCapacity": ("rollout", "rollout"),
+    "AutoscalingReady": ("autoscaler decides", "autoscaler does not decide"),
 }
 _HOLDS = {
     Hold.Inconclusive: "more requests of the canary; `llmservice promote {name}` does without",
@@ -33,6 +34,7 @@ _HOLDS = {
     Hold.GateWait: "a gate; `llmservice promote {name}` does without",
     Hold.RolloutQueue: "rollouts of other services",
 }
+_STAGES = ("schedule", "pull", "load")
 _UNITS = (("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1))
 
 
@@ -115,8 +117,10 @@ def describe(service: Service, now: datetime) -> Iterator[str]:
     yield _row("model", spec["model"]["id"])
     if url := status.get("url"):
         yield _row("url", url)
-    wanted = spec.get("replicas", 1)
+    sized = status.get("autoscaling", {})
+    wanted = sized.get("replicas", spec.get("replicas", 1))
     yield _row("replicas", f"{status.get('readyReplicas', 0)} of {wanted} ready")
+    yield from _rows("scaling", _autoscaling_lines(sized, status.get("coldStart", {})))
     yield from _rows("state", _condition_lines(service, now))
     yield from _rows("rollout", _rollout_lines(service, now))
     yield from _rows("revisions", _revision_lines(status))
@@ -215,6 +219,17 @@ def _revision_lines(status: Mapping[str, Any]) -> Iterator[str]:
         ]
         counts = f"{revision['readyReplicas']} of {revision['replicas']} ready"
         yield f"{revision['number']}. {revision['hash']} {counts}{_in_brackets(roles)}"
+
+
+def _autoscaling_lines(sized: Mapping[str, Any], cold: Mapping[str, Any]) -> Iterator[str]:
+    if sized:
+        kept = "" if "revision" in sized else "; kept while revisions change places"
+        yield f"{sized['minReplicas']} to {sized['maxReplicas']} replicas{kept}"
+        if said := sized.get("message"):
+            yield said
+    if cold:
+        stages = ", ".join(f"{each} {cold[f'{each}Seconds']} s" for each in _STAGES)
+        yield f"a new replica takes {cold['seconds']} s: {stages}"
 
 
 def _cache_lines(plan: Mapping[str, Any], capacity: Mapping[str, Any]) -> Iterator[str]:

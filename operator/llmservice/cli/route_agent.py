@@ -19,6 +19,12 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     ):
         command.add_argument(option, type=int, default=port, metavar="PORT", help=words)
     command.add_argument(
+        "--drain-path",
+        default="/drain",
+        metavar="PATH",
+        help="where it is told that the pod stops; nobody else should know it",
+    )
+    command.add_argument(
         "--drain-seconds",
         type=float,
         default=300,
@@ -51,6 +57,7 @@ def _run(parsed: argparse.Namespace) -> int:
             agent_port=parsed.agent_port,
             router_port=parsed.router_port,
             admin_port=parsed.admin_port,
+            drain_path=parsed.drain_path,
             drain_seconds=parsed.drain_seconds,
             propagation_seconds=parsed.propagation_seconds,
             credentials=Credentials(kubeconfig, parsed.context),

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from llmservice.core.autoscaling.budget import Budget
+
 
 @dataclass(frozen=True, slots=True)
 class Config:
@@ -19,3 +21,7 @@ class Config:
     """Ask engines what their KV cache holds; the operator must reach pods by their address."""
     max_concurrent_rollouts: int = 0
     """Canary rollouts under way at a time, over all services; 0 for any number."""
+    max_rollout_devices: int = 0
+    """Accelerators that these may hold beside those of the replicas; 0 for any number."""
+    budgets: tuple[Budget, ...] = ()
+    """Devices that several services share."""

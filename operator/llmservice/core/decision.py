@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from llmservice.api import names
 from llmservice.core.judge.scrapes import Baselines
 from llmservice.core.observed import ChildRef, Manifest
 from llmservice.core.questions import Question
@@ -25,6 +26,8 @@ class Apply:
     ref: ChildRef
     manifest: Manifest
     force: bool
+    manager: str = names.CHILD_MANAGER
+    """Field manager: whose fields the manifest holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,4 +89,7 @@ class Decision:
     baselines: Mapping[str, Baselines] | None = None
     """Track hash -> baselines, to be kept in memory once the status is written; None to leave them.
     All tracks: one that is not named is forgotten."""
+    most_replicas: int | None = None
+    """Within the budgets of devices, to be known to the next decision of others before it is
+    written; None where there is no budget."""
     requeue_after_seconds: float | None = None

@@ -11,6 +11,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
+from llmservice.core.autoscaling.budget import Claim
 from llmservice.core.canary.queue import Place
 from llmservice.core.failures import ContainerState
 from llmservice.core.judge.scrapes import Baselines
@@ -84,6 +85,20 @@ class JobFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class AutoscalerFacts:
+    """What a live HPA says of itself; reason and message are those of its condition."""
+
+    active: bool | None = None
+    """Whether it can work out a number of replicas; None before it tried."""
+    reason: str = ""
+    message: str = ""
+    desired: int = 0
+    """Replicas that it asked for at its last look."""
+    limited: str = ""
+    """``TooManyReplicas`` or ``TooFewReplicas`` while a bound keeps it from going on."""
+
+
+@dataclass(frozen=True, slots=True)
 class RevisionFacts:
     """A stored revision: its number and its frozen pod template as compact JSON."""
 
@@ -115,6 +130,7 @@ class Child:
     deployment: DeploymentFacts | None = None
     revision: RevisionFacts | None = None
     job: JobFacts | None = None
+    autoscaler: AutoscalerFacts | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +156,10 @@ class PodFacts:
     running: bool = False
     """It runs now; if it ended before, ``container`` tells of that end, and its log is that of
     the previous run."""
+    scheduled_at: datetime | None = None
+    started_at: datetime | None = None
+    """Since when the engine's container runs."""
+    ready_since: datetime | None = None
     address: str = ""
     """Its IP address, of either family; empty before it has one."""
     job: str = ""
@@ -216,3 +236,6 @@ class Observed:
     """Track hash -> what :attr:`Decision.baselines` last said of it; empty for a new leader."""
     other_rollouts: tuple[Place, ...] = ()
     """Of other services, those under way."""
+    claim: Claim | None = None
+    """On the devices of budgets; None where there are no budgets."""
+    other_claims: tuple[Claim, ...] = ()

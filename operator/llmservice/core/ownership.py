@@ -50,6 +50,22 @@ def owned_fields(managed_fields: object, manager: str = CHILD_MANAGER) -> str:
     return "{}"
 
 
+def owns(owned: str, *path: str) -> bool:
+    """Whether ``owned`` (see :func:`owned_fields`) holds one field.
+
+    >>> owns('{"f:spec":{"f:paused":{}}}', "spec", "paused")
+    True
+    """
+    if f'"f:{path[-1]}"' not in owned:
+        return False  # nearly always, and cheap
+    tree = _mapping(json.loads(owned))
+    for name in path:
+        if f"f:{name}" not in tree:
+            return False
+        tree = _mapping(tree[f"f:{name}"])
+    return True
+
+
 def lost_fields(manifest: Manifest, owned: str) -> tuple[str, ...]:
     """Dotted paths of the manifest that ``owned`` (see :func:`owned_fields`) does not hold.
 

@@ -11,6 +11,7 @@ import hashlib
 import json
 import zlib
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from llmservice.api import names
@@ -29,6 +30,8 @@ class Revision:
     """Pod template as rendered when the revision was made."""
     version: str
     """vLLM minor version whose flag table was used."""
+    default_sequences: int | None = None
+    """Requests that a rank batches where no argument says so, as the memory plan found it."""
 
     @property
     def engine(self) -> dict[str, Any]:
@@ -37,9 +40,19 @@ class Revision:
         return next(c for c in containers if c["name"] == names.ENGINE_CONTAINER)
 
     @property
+    def sequences(self) -> int | None:
+        """Requests that one replica batches, over all its ranks; None if nobody knows."""
+        given = dict(pairwise(self.engine["args"]))
+        batch, ranks = given.get("--max-num-seqs", ""), given.get("--data-parallel-size", "")
+        of_rank = int(batch) if batch.isdigit() else self.default_sequences
+        return of_rank and max(1, of_rank) * (max(1, int(ranks)) if ranks.isdigit() else 1)
+
+    @property
     def data(self) -> Manifest:
         """``ControllerRevision.data``: enough to make the very same pods again."""
-        return {"engineVersion": self.version, "template": self.template}
+        data = {"engineVersion": self.version, "template": self.template}
+        known = self.default_sequences is not None
+        return {**data, "maxNumSeqs": self.default_sequences} if known else data
 
 
 def canonical_json(value: object) -> bytes:
@@ -84,4 +97,6 @@ def pack_data(data: Manifest) -> bytes:
 def unpack_revision(hash_: str, facts: RevisionFacts) -> Revision:
     """The stored revision."""
     data = json.loads(zlib.decompress(facts.data))
-    return Revision(hash_, facts.number, data["template"], data["engineVersion"])
+    return Revision(
+        hash_, facts.number, data["template"], data["engineVersion"], data.get("maxNumSeqs")
+    )

@@ -26,6 +26,7 @@ class ConditionType(StrEnum):
     Reconciling = "Reconciling"  # present only while something is under way
     Stalled = "Stalled"  # present only while nothing but a change by a person helps
     RolloutCapacity = "RolloutCapacity"  # during a rollout: is there room, which way round, why
+    AutoscalingReady = "AutoscalingReady"  # with spec.autoscaling: does its autoscaler decide
 
 
 class Reason(StrEnum):
@@ -33,7 +34,7 @@ class Reason(StrEnum):
 
     WaitingForRoom = "WaitingForRoom"  # a rollout found no room, and stops nothing (yet)
     Serving = "Serving"  # the newest spec runs with all its replicas
-    ScaledToZero = "ScaledToZero"  # spec.replicas is 0, by intent
+    ScaledToZero = "ScaledToZero"  # zero replicas are wanted: so says the spec, or nobody asks
     Loading = "Loading"  # pods exist and load the model
     RollingOut = "RollingOut"  # the newest revision replaces another one
     ScalingUp = "ScalingUp"  # fewer pods are ready than asked for
@@ -44,9 +45,12 @@ class Reason(StrEnum):
     ChildConflict = "ChildConflict"  # an object of a child's name belongs to someone else
     ChildRefused = "ChildRefused"  # the API server refuses a child
     RolloutAborted = "RolloutAborted"  # the newest revision was turned down, the old one serves
+    WaitingForBudget = "WaitingForBudget"  # others hold the devices that the autoscaler would like
+    SizeKept = "SizeKept"  # a rollout counts the pods, the autoscaler goes on after it
     PodsRefused = "PodsRefused"  # a quota or an admission policy refuses the pods
 
 
+_AT_ZERO = "zero replicas are wanted"
 _UNDER_WAY = (Reason.Loading, Reason.RollingOut)
 _ALARMING = (Phase.Aborting, Phase.Aborted, Phase.Superseding)
 _PATIENT = (Hold.Inconclusive, Hold.GateWait)
@@ -79,6 +83,8 @@ class Progress:
     """Status, reason and message of RolloutCapacity."""
     rollout: str = ""
     """Where a canary rollout is, in a sentence."""
+    autoscaler: tuple[str, str, str] | None = None
+    """Status, reason and message of AutoscalingReady."""
 
 
 def build_conditions(observed: Observed, progress: Progress) -> list[dict[str, Any]]:
@@ -95,6 +101,8 @@ def build_conditions(observed: Observed, progress: Progress) -> list[dict[str, A
         conditions.append((ConditionType.Reconciling, "True", ready[1], ready[2]))
     if progress.capacity is not None:
         conditions.append((ConditionType.RolloutCapacity, *progress.capacity))
+    if progress.autoscaler is not None:
+        conditions.append((ConditionType.AutoscalingReady, *progress.autoscaler))
     previous = {c.get("type"): c for c in observed.service.status.get("conditions", ())}
     return [_condition(observed, previous.get(c[0]), *c) for c in conditions]
 
@@ -105,7 +113,7 @@ def _ready(progress: Progress) -> tuple[str, str, str]:
         serving = "; pods of the earlier spec still serve" if progress.ready else ""
         return "False", progress.problem.reason, progress.problem.message + serving
     if progress.wanted == 0:
-        return "True", Reason.ScaledToZero, "spec.replicas is 0"
+        return "True", Reason.ScaledToZero, _AT_ZERO
     if progress.rolling:
         status = "True" if progress.ready else "False"
         what = progress.rollout or "the newest revision is being rolled out"
@@ -121,7 +129,7 @@ def _available(progress: Progress) -> tuple[str, str, str]:
     if progress.ready:
         return "True", Reason.PodsReady, f"ready pods: {progress.ready}"
     if progress.wanted == 0:
-        return "False", Reason.ScaledToZero, "spec.replicas is 0"
+        return "False", Reason.ScaledToZero, _AT_ZERO
     return "False", Reason.NoReadyPods, "no pod answers requests"
 
 

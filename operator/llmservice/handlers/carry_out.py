@@ -22,7 +22,7 @@ from llmservice.adapters.ports import (
     TooManyRequests,
     Unavailable,
 )
-from llmservice.adapters.resources import HTTP_ROUTE, WRITTEN
+from llmservice.adapters.resources import HTTP_ROUTE, OPTIONAL, WRITTEN
 from llmservice.adapters.store import Store
 from llmservice.api import names
 from llmservice.core.decision import Apply, Delete, LogRequest
@@ -83,9 +83,14 @@ class CarryOut:
         if child is not None and not _is_ours(child, service.uid):
             return _foreign(apply, child)
         try:
-            live = await self._write(resource, service.key.namespace, apply.manifest, child)
+            live = await self._write(resource, service.key.namespace, apply, child)
         except Invalid as error:
             return ApplyError(apply.ref, ApplyErrorKind.Invalid, str(error))
+        except NotFound:
+            if apply.ref.kind not in OPTIONAL:
+                raise
+            message = f"the cluster does not know {resource.kind} ({resource.api_version})"
+            return ApplyError(apply.ref, ApplyErrorKind.Invalid, f"{message}: install it")
         except Forbidden as error:
             if _NAMESPACE_GOES in str(error):
                 raise Unavailable(str(error)) from error  # and the service with it
@@ -94,11 +99,12 @@ class CarryOut:
         return None
 
     async def _write(
-        self, resource: Resource, namespace: str, manifest: Manifest, child: Child | None
+        self, resource: Resource, namespace: str, apply: Apply, child: Child | None
     ) -> Manifest:
         pinned = {"uid": child.uid} if child else {"resourceVersion": _NEVER_SEEN}
-        pinned_manifest = {**manifest, "metadata": {**manifest["metadata"], **pinned}}
-        how: dict[str, Any] = {"field_manager": names.CHILD_MANAGER, "force": child is not None}
+        metadata = {**apply.manifest["metadata"], **pinned}
+        pinned_manifest = {**apply.manifest, "metadata": metadata}
+        how: dict[str, Any] = {"field_manager": apply.manager, "force": child is not None}
         try:
             return await self._cluster.apply(resource, namespace, pinned_manifest, **how)
         except Invalid:
@@ -106,9 +112,7 @@ class CarryOut:
                 raise
         # An apply cannot remove what others put into a list, and the two may not go together: a
         # port whose number was edited bears the name of ours. A merge makes the list ours again.
-        await self._cluster.merge(
-            resource, namespace, pinned_manifest, field_manager=names.CHILD_MANAGER
-        )
+        await self._cluster.merge(resource, namespace, pinned_manifest, field_manager=apply.manager)
         return await self._cluster.apply(resource, namespace, pinned_manifest, **how)
 
     async def patch_route(self, key: ServiceKey, patch: WeightPatch) -> None:

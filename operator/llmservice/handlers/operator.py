@@ -84,7 +84,7 @@ class Operator:
     """
 
     def __init__(self, config: OperatorConfig, connection: Connection) -> None:
-        self.store = Store()
+        self.store = Store(config.core.budgets)
         self.queue = WorkQueue()
         self.telemetry = Telemetry()
         self.synced = asyncio.Event()

@@ -126,6 +126,8 @@ class Reconciler:
             self._forget(key)
             return
         decision = self._decide(observed)
+        if decision.most_replicas is not None:
+            self._store.claims.reserve(key, decision.most_replicas)
         capacity = () if decision.read_metrics is None else (decision.read_metrics,)
         self._ask_pods(key, (*decision.ask, *capacity))
         tried = self._tried.setdefault(key, _Tried())
@@ -183,10 +185,12 @@ class Reconciler:
         if decision.status is not None and not await self._write_status(observed, decision):
             self._forget(key)
             return
+        self._store.claims.settle(key)
         if decision.baselines is not None:
             self._store.put_baselines(key, decision.baselines)
         status = observed.service.status if decision.status is None else decision.status
         self._telemetry.set_plan_ratio(key, planned_ratio(status))
+        self._telemetry.set_cold_start(key, status.get("coldStart", {}))
         if decision.apply:  # refused, or undone as soon as it was written
             self._queue.retry(key)
         else:
@@ -209,6 +213,7 @@ class Reconciler:
         self._store.forget(key)
         self._queue.forget(key)
         self._telemetry.set_plan_ratio(key, None)
+        self._telemetry.set_cold_start(key, {})
         self._tried.pop(key, None)
         self._bugs.pop(key, None)
 
@@ -237,6 +242,8 @@ class Reconciler:
         for touched in self._store.put(LLM_SERVICE.kind, live):
             if touched.change is Change.Shape:  # the answer brought an edit that no event told yet
                 self._queue.add(touched.key, Lane.Urgent)
+            elif touched.key != key:  # it shares a budget
+                self._queue.add(touched.key, Lane.Normal)
         for event in decision.events:
             if event.action == CANARY_ACTION:
                 self._telemetry.rollout_transitions.labels(event.reason).inc()

@@ -13,13 +13,16 @@ server is away, and a restarted agent goes on from the folder, which outlives bo
 import asyncio
 import logging
 import signal
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from math import ceil
 from pathlib import Path
 from typing import Any
 
 from aiohttp import web
 
+from llmservice.adapters.clock import utc_now
 from llmservice.adapters.endpoints import RouteSources
 from llmservice.adapters.http_server import HttpServer
 from llmservice.adapters.kube import Connection, Credentials
@@ -37,10 +40,21 @@ from llmservice.adapters.route_files import (
     drain,
 )
 from llmservice.api import names
-from llmservice.core.router.agent import choose_target, join_endpoints, version_of_order
+from llmservice.core.router.agent import (
+    choose_target,
+    join_endpoints,
+    stuck_gates,
+    version_of_order,
+)
+from llmservice.core.router.clusters import HOLD_SOCKET
 from llmservice.core.router.desired import Traffic
-from llmservice.core.router.envoy import RouterSettings
-from llmservice.core.router.report import RouterReport, format_report
+from llmservice.core.router.envoy import (
+    NO_RETRY_HEADER,
+    RETRY_AFTER_SECONDS,
+    START_HEADER,
+    RouterSettings,
+)
+from llmservice.core.router.report import RouterReport, TrackReport, format_report
 from llmservice.handlers.logs import configure_logging
 
 _log = logging.getLogger(__name__)
@@ -48,6 +62,10 @@ _log = logging.getLogger(__name__)
 _FIRST_PAUSE_SECONDS = 0.25
 _LONGEST_PAUSE_SECONDS = 5.0
 _PROBLEM_LIMIT = 1024
+_LARGEST_NUDGE = 16
+_NUDGE_PAUSE_SECONDS = 0.02
+"""Envoy hands on three requests when one comes. More at once would not be spread well: it counts
+what an engine has once it is connected to it."""
 _REPORT_SECONDS = 1.5
 """Less than the operator's patience: that Envoy is silent is an answer, too."""
 
@@ -64,6 +82,8 @@ class AgentConfig:
     """Of the agent itself; 0 takes any free one."""
     router_port: int = names.ROUTER_PORT
     admin_port: int = names.ROUTER_ADMIN_PORT
+    drain_path: str = "/drain"
+    """Where the agent is told that the pod stops; best one that nobody guesses."""
     drain_seconds: float = 300.0
     """How long requests may take to end once no new ones come."""
     propagation_seconds: float = 5.0
@@ -97,12 +117,16 @@ class RouteAgent:
     """
 
     def __init__(self, config: AgentConfig, cluster: Cluster) -> None:
-        self.server = AgentServer(self)
+        self.server = AgentServer(self, config.drain_path)
         self.ready = False
         """Whether Envoy can start: all its files lie in the folder."""
         self._config = config
         self._stopping = asyncio.Event()
         self._changed = asyncio.Event()
+        self._taken = asyncio.Event()
+        self._holder = Holder()
+        self._seen: Mapping[str, TrackReport] = {}
+        self._busy_at = asyncio.get_running_loop().time()
         self._admin = EnvoyAdmin(config.admin_port)
         self._files = RouteFiles(config.folder, self._admin)
         self._sources = RouteSources(config.service, self._changed.set)
@@ -126,11 +150,14 @@ class RouteAgent:
         )
         self._before = self._files.recall()
         self.ready = self._before is not None
+        if self._before is not None:
+            self._holder.follow(self._before)
+        await self._holder.start(config.folder / HOLD_SOCKET)
         await self.server.start(config.agent_port)
         stopped = asyncio.create_task(self._stopping.wait())
         work = [reflector.run() for reflector in self._reflectors]
         tasks: list[asyncio.Task[Any]] = [asyncio.create_task(each) for each in work]
-        tasks += [asyncio.create_task(self._follow()), stopped]
+        tasks += [asyncio.create_task(self._follow()), asyncio.create_task(self._wake()), stopped]
         try:
             # None of them ends by itself, unless it is broken.
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -139,6 +166,7 @@ class RouteAgent:
                 task.cancel()
             ended = await asyncio.gather(*tasks, return_exceptions=True)
             await self.server.close()
+            await self._holder.close()
             await self._admin.close()
         for error in ended:
             if isinstance(error, Exception):
@@ -170,6 +198,8 @@ class RouteAgent:
         if chosen.order is None:
             return True
         self._target = join_endpoints(chosen.order, endpoints)
+        if not self._target.is_serving:
+            self._holder.follow(self._target)
         try:
             return self._took(chosen.order, await self._files.apply(self._target))
         except OSError as error:
@@ -180,6 +210,9 @@ class RouteAgent:
         """Whether Envoy follows the order now."""
         first = not self.ready
         taken = isinstance(outcome, Acknowledged)
+        if taken and self._target is not None:
+            self._holder.follow(self._target)
+            self._taken.set()
         if taken or (first and isinstance(outcome, Unconfirmed)):
             self._files.remember(order)
             self._before = order
@@ -194,6 +227,25 @@ class RouteAgent:
                 level = logging.INFO if first else logging.WARNING
                 self._report_outcome(f"Envoy has not taken {version}: {why}", level=level)
         return taken
+
+    async def _wake(self) -> None:
+        """Let requests go that wait although engines came."""
+        while True:
+            await self._taken.wait()
+            self._taken.clear()
+            with suppress(AdminUnavailable):
+                # Nothing announces that Envoy handed them on.
+                while await self._nudge():  # noqa: ASYNC110
+                    await asyncio.sleep(_NUDGE_PAUSE_SECONDS)
+
+    async def _nudge(self) -> bool:
+        """Whether there was anybody to let go."""
+        if self._target is None:
+            return False
+        stuck = stuck_gates(await self._admin.gates(), self._target)
+        for track, more in stuck.items():
+            await self._admin.nudge(track, min(_LARGEST_NUDGE, ceil(more / _LARGEST_NUDGE)))
+        return bool(stuck)
 
     def _report_refusal(self, problem: str) -> None:
         if problem and problem != self._refusal:
@@ -213,13 +265,29 @@ class RouteAgent:
             async with asyncio.timeout(_REPORT_SECONDS):
                 version = await self._admin.acknowledged_version()
                 tracks = await self._admin.tracks()
+                gates = await self._admin.gates()
         except (AdminUnavailable, TimeoutError) as error:
             why = str(error) or f"nothing within {_REPORT_SECONDS:g} s"
             return RouterReport(None, problem=f"Envoy does not answer: {why}"[:_PROBLEM_LIMIT])
         problem = self._refusal
         if not problem and (self._target is None or version != self._target.version):
             problem = f"not in force yet; {self._outcome}"
-        return RouterReport(version_of_order(version), tracks, problem[:_PROBLEM_LIMIT])
+        waiting = self._holder.waiting + sum(gate.waiting for gate in gates.values())
+        return RouterReport(
+            version_of_order(version),
+            tracks,
+            waiting=waiting,
+            idle_seconds=self._idle_seconds(tracks, waiting),
+            problem=problem[:_PROBLEM_LIMIT],
+        )
+
+    def _idle_seconds(self, tracks: Mapping[str, TrackReport], waiting: int) -> int:
+        """Since nothing was seen to be done; what began and ended between two looks has counted."""
+        now = asyncio.get_running_loop().time()
+        is_busy = waiting or any(track.active for track in tracks.values())
+        if is_busy or tracks != self._seen:
+            self._seen, self._busy_at = tracks, now
+        return int(now - self._busy_at)
 
     async def drain(self) -> str:
         """Return once nothing is in flight or the time is up; says which."""
@@ -235,12 +303,83 @@ class RouteAgent:
         return f"{left} requests are left"
 
 
-class AgentServer(HttpServer):
-    """What kubelet and operator ask an agent: ``/ready``, ``/status`` and ``/drain``."""
+class Holder:
+    """Keeps requests while no engine is ready: the first in line, the others wait in Envoy.
 
-    def __init__(self, agent: RouteAgent) -> None:
+    An engine is there: the connection is closed, and Envoy tries the request again, with the
+    engine. The time is up: 503. So nothing passes through this process but what it answers itself.
+    """
+
+    def __init__(self) -> None:
+        self.waiting = 0
+        self._seconds = 0.0
+        self._serving = asyncio.Event()
+        application = web.Application()
+        application.router.add_route("*", "/{path:.*}", self._hold)
+        self._runner = web.AppRunner(
+            application, access_log=None, shutdown_timeout=1, handler_cancellation=True
+        )
+
+    async def start(self, socket: Path) -> None:
+        """Listen there, for Envoy's user too."""
+        _make_way(socket)
+        await self._runner.setup()
+        await web.UnixSite(self._runner, str(socket)).start()
+        _open_to_all(socket)
+
+    async def close(self) -> None:
+        """Let go of all."""
+        await self._runner.cleanup()
+
+    def follow(self, traffic: Traffic) -> None:
+        """Let requests go as soon as this traffic, which Envoy has, is served."""
+        self._seconds = traffic.hold_seconds
+        if traffic.is_serving:
+            self._serving.set()
+        else:
+            self._serving.clear()
+
+    async def _hold(self, request: web.Request) -> web.Response:
+        self.waiting += 1
+        try:
+            # The clock of Envoy, which is this machine's.
+            since = float(request.headers.get(START_HEADER, "0"))
+            left = since + self._seconds - utc_now().timestamp()
+            async with asyncio.timeout(left):
+                await self._serving.wait()
+        except (TimeoutError, ValueError):
+            return _no_engine()
+        finally:
+            self.waiting -= 1
+        if request.transport is not None:
+            request.transport.abort()
+        return web.Response()  # to nobody
+
+
+def _make_way(socket: Path) -> None:
+    socket.unlink(missing_ok=True)  # of an agent before this one
+
+
+def _open_to_all(socket: Path) -> None:
+    socket.chmod(0o666)  # Envoy is another user
+
+
+def _no_engine() -> web.Response:
+    message = "No engine of this model became ready in time. Try again later."
+    error = {"message": message, "type": "service_unavailable", "param": None, "code": "no_engine"}
+    headers = {
+        "Retry-After": str(RETRY_AFTER_SECONDS),
+        NO_RETRY_HEADER: "true",
+    }
+    return web.json_response({"error": error}, status=503, headers=headers)
+
+
+class AgentServer(HttpServer):
+    """What kubelet and operator ask an agent: ``/ready``, ``/status`` and to drain."""
+
+    def __init__(self, agent: RouteAgent, drain_path: str) -> None:
         self._agent = agent
-        super().__init__({"/ready": self._ready, "/status": self._status, "/drain": self._drain})
+        super().__init__({"/ready": self._ready, "/status": self._status, drain_path: self._drain})
 
     async def _ready(self, _: web.Request) -> web.Response:
         if self._agent.ready:

@@ -8,38 +8,50 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from llmservice.adapters.engine_counts import parse_reading
+from llmservice.adapters.engine_counts import parse_gauges, parse_reading
+from llmservice.core.autoscaling.policy import Sample
 from llmservice.core.judge import counts
-from llmservice.core.judge.counts import VLLM_LATENCY_EDGES, VLLM_TTFT_EDGES
+from llmservice.core.judge.counts import VLLM_ITL_EDGES, VLLM_LATENCY_EDGES, VLLM_TTFT_EDGES, Tokens
 
 LABELS = ("model_name", "engine")
 REASONS = ("stop", "length", "abort", "error", "repetition")
 NOTHING = counts.Counts(
-    0, 0, counts.Histogram.of(VLLM_TTFT_EDGES), counts.Histogram.of(VLLM_LATENCY_EDGES)
+    *(0, 0, counts.Histogram.of(VLLM_TTFT_EDGES), counts.Histogram.of(VLLM_LATENCY_EDGES)),
+    counts.Histogram.of(VLLM_ITL_EDGES),
 )
+NEWER, OLDER = "vllm:inter_token_latency_seconds", "vllm:time_per_output_token_seconds"
+TOKENS = (1, 10, 100, 1000)
 ODD_NAME = 'org/model "big", {le="0.1"} \\ \n'
 
 
 class Engine:
     """The metrics of a vLLM, made with the library that vLLM makes them with."""
 
-    def __init__(self, ranks=1, ttft_edges=VLLM_TTFT_EDGES, others=0, name=ODD_NAME):
+    def __init__(self, ranks=1, ttft_edges=VLLM_TTFT_EDGES, others=0, name=ODD_NAME, itl=(NEWER,)):
         self.registry = CollectorRegistry()
         self.ranks = [(name, str(rank)) for rank in range(ranks)]
         self.running = self.make(Gauge, "vllm:num_requests_running")
         self.waiting = self.make(Gauge, "vllm:num_requests_waiting")
+        self.kv_usage = self.make(Gauge, "vllm:kv_cache_usage_perc")
         by_reason = self.make(Gauge, "vllm:num_requests_waiting_by_reason", "reason")
         self.ended = self.make(Counter, "vllm:request_success", "finished_reason")
         self.ttft = self.make(Histogram, "vllm:time_to_first_token_seconds", buckets=ttft_edges)
         self.latency = self.make(
             Histogram, "vllm:e2e_request_latency_seconds", buckets=VLLM_LATENCY_EDGES
         )
+        self.itl = [self.make(Histogram, name, buckets=VLLM_ITL_EDGES) for name in itl]
+        self.prompts = self.make(Histogram, "vllm:request_prompt_tokens", buckets=TOKENS)
+        self.answers = self.make(Histogram, "vllm:request_generation_tokens", buckets=TOKENS)
+        self.queries = self.make(Counter, "vllm:prefix_cache_queries")
+        self.hits = self.make(Counter, "vllm:prefix_cache_hits")
         other = [
             self.make(Histogram, f"vllm:other_{n}_seconds", buckets=VLLM_LATENCY_EDGES)
             for n in range(others)
         ]
         for rank in self.ranks:
-            for metric in (self.running, self.waiting, self.ttft, self.latency, *other):
+            gauges = (self.running, self.waiting, self.kv_usage)
+            tokens = (*self.itl, self.prompts, self.answers, self.queries, self.hits)
+            for metric in (*gauges, self.ttft, self.latency, *tokens, *other):
                 metric.labels(*rank)
             by_reason.labels(*rank, "capacity").set(77)
             for reason in REASONS:
@@ -53,6 +65,17 @@ class Engine:
             self.ended.labels(*self.ranks[rank], reason).inc()
             self.ttft.labels(*self.ranks[rank]).observe(seconds / 2)
             self.latency.labels(*self.ranks[rank]).observe(seconds)
+
+    def stream(self, prompt, times, hits=0, rank=0):
+        """Tokens of one request."""
+        labels = self.ranks[rank]
+        for metric in self.itl:
+            for seconds in times:
+                metric.labels(*labels).observe(seconds)
+        self.prompts.labels(*labels).observe(prompt)
+        self.answers.labels(*labels).observe(len(times) + 1)
+        self.queries.labels(*labels).inc(prompt)
+        self.hits.labels(*labels).inc(hits)
 
     def says(self):
         return generate_latest(self.registry).decode()
@@ -101,6 +124,47 @@ def test_ranks_add_up():
     assert 3 == reading.counts.requests
     assert counts.Histogram.of(VLLM_LATENCY_EDGES, [1.7] * 3) == reading.counts.latency
     assert (33, 3, 36) == (reading.running, reading.waiting, reading.in_flight)
+
+
+@pytest.mark.parametrize("names", [(NEWER,), (OLDER,), (NEWER, OLDER)])
+def test_times_between_tokens_have_two_names(names):
+    """An engine that writes both counts each of them once."""
+    engine = Engine(itl=names)
+    engine.stream(700, [0.02, 0.03])
+    engine.stream(200, [0.09])
+
+    read = parse_reading(engine.says()).counts.itl
+    assert counts.Histogram.of(VLLM_ITL_EDGES, [0.02, 0.03, 0.09]) == read
+
+
+def test_engine_that_does_not_publish_them():
+    """Unknown is not zero; the others are read all the same."""
+    engine = Engine(itl=())
+    engine.end(seconds=1.0)
+    read = parse_reading(engine.says()).counts
+
+    assert (None, 1) == (read.itl, read.requests)
+
+
+def test_tokens_are_those_of_all_ranks():
+    """How many requests ended, what they were made of, and what the cache knew of them."""
+    engine = Engine(ranks=2)
+    engine.stream(700, [0.02] * 9, hits=512)
+    engine.stream(300, [0.02] * 19, rank=1)
+    said = engine.says()
+
+    assert Tokens(2, 1000, 30, 1000, 512) == parse_reading(said).counts.tokens
+    bare = said.replace("queries_total", "queries").replace("hits_total", "hits")
+    assert Tokens(2, 1000, 30, 1000, 512) == parse_reading(bare).counts.tokens
+
+
+def test_tokens_of_an_older_engine_are_not_known():
+    """It knows nothing of a prefix cache, or of tokens by request."""
+    words = ("prefix_cache", "request_prompt", "request_generation")
+    lines = Engine().says().split("\n")
+    said = "\n".join(line for line in lines if not any(word in line for word in words))
+
+    assert Tokens() == parse_reading(said).counts.tokens
 
 
 def test_edges_are_the_engines_own():
@@ -160,6 +224,9 @@ RANK = 'engine="0",model_name="tiny"'
         (f"running{{{RANK}}} 0.0", f"running{{{RANK}}} NaN"),
         (f"running{{{RANK}}} 0.0", f"running{{{RANK}}} -1.0"),
         (f"waiting{{{RANK}}} 0.0", f"waiting{{{RANK}}} 1e300"),
+        (f"prompt_tokens_sum{{{RANK}}} 0.0", f"prompt_tokens_sum{{{RANK}}} NaN"),
+        (f"cache_hits_total{{{RANK}}} 0.0", f"cache_hits_total{{{RANK}}} -1.0"),
+        ('le="0.025"', 'le="NaN"'),
         ('le="2.0"', 'le="NaN"'),
         ('le="0.3"', 'le="-Inf"'),
         ('le="+Inf"', 'le="1e9"'),
@@ -247,3 +314,62 @@ def test_large_exposition_is_read_quickly():
     started = time.process_time()
     assert parse_reading(said) is not None
     assert time.process_time() - started < 0.5
+
+
+# --- gauges ---------------------------------------------------------------------------------------
+
+
+def test_gauges_of_a_replica():
+    """Requests of all ranks; the KV cache that is fullest."""
+    engine = Engine(ranks=3)
+    for rank in range(3):
+        engine.waiting.labels(*engine.ranks[rank]).set(rank)
+        engine.running.labels(*engine.ranks[rank]).set(10 + rank)
+        engine.kv_usage.labels(*engine.ranks[rank]).set(rank / 10)
+
+    assert Sample(3, 33, 0.2) == parse_gauges(engine.says())
+    assert Sample(0, 0, 0) == parse_gauges(Engine().says())
+
+
+@pytest.mark.parametrize(
+    "name", ["num_requests_waiting", "num_requests_running", "kv_cache_usage_perc"]
+)
+def test_gauges_of_which_one_is_missing(name):
+    """What is not told is not zero, also where the metric is described."""
+    lines = Engine().says().split("\n")
+    silent = [line for line in lines if not line.startswith(f"vllm:{name}{{")]
+    assert len(silent) < len(lines)
+
+    assert parse_gauges("\n".join(silent)) is None
+    assert parse_gauges("") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("num_requests_waiting", value) for value in ("NaN", "-1.0", "+Inf", "-Inf", "1e300")),
+        *(("num_requests_running", value) for value in ("NaN", "-1.0", "+Inf")),
+        *(("kv_cache_usage_perc", value) for value in ("NaN", "-0.1", "+Inf", "1.1", "37.5")),
+    ],
+)
+def test_gauges_that_cannot_be_are_refused(name, value):
+    """Also if another rank's would make up for it."""
+    engine = Engine(ranks=2, name="tiny")
+    engine.running.labels(*engine.ranks[1]).set(50)
+    engine.waiting.labels(*engine.ranks[1]).set(50)
+    said = engine.says()
+    line = f'vllm:{name}{{engine="0",model_name="tiny"}} '
+    assert line + "0.0" in said
+
+    assert parse_gauges(said.replace(line + "0.0", line + value)) is None
+
+
+@given(st.text(max_size=200), st.integers(0, 5000))
+def test_garbage_has_no_gauges(garbage, cut):
+    """Only ValueError comes out, and no gauges that cannot be."""
+    said = Engine().says()
+    try:
+        sample = parse_gauges(said[: cut % len(said)] + garbage)
+    except ValueError:
+        return
+    assert sample is None or (sample.waiting >= 0 and sample.running >= 0 and sample.kv_usage <= 1)

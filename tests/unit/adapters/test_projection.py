@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 
 from llmservice.adapters import projection
 from llmservice.core.failures import ContainerState
-from llmservice.core.observed import ChildRef, DeploymentFacts, JobFacts, ServiceKey
+from llmservice.core.observed import (
+    AutoscalerFacts,
+    ChildRef,
+    DeploymentFacts,
+    JobFacts,
+    ServiceKey,
+)
 from llmservice.core.revisions import pack_data
 
 LABELS = {"app.kubernetes.io/managed-by": "llmservice", "llmservice.dev/service": "mistral"}
@@ -215,6 +221,62 @@ def test_job_tells_how_it_ended(conditions, expected):
 
     assert expected == child.job
     assert (expected != JobFacts()) == child.job.ended
+
+
+@pytest.mark.parametrize(
+    ("expected", "conditions"),
+    [
+        (AutoscalerFacts(), []),
+        (AutoscalerFacts(active=True, reason="ValidMetricFound"), [("ScalingActive", "True")]),
+        (
+            AutoscalerFacts(active=True, reason="ValidMetricFound", limited="TooManyReplicas"),
+            [("ScalingActive", "True"), ("ScalingLimited", "True")],
+        ),
+        (
+            AutoscalerFacts(active=False, reason="FailedGetPodsMetric", message="words"),
+            [("ScalingActive", "False"), ("ScalingLimited", "False")],
+        ),
+        (
+            AutoscalerFacts(active=False, reason="FailedGetScale", message="words"),
+            [("AbleToScale", "False"), ("ScalingActive", "True")],
+        ),
+    ],
+    ids=["new", "works", "at a bound", "without metrics", "without a target"],
+)
+def test_autoscaler_is_reduced_to_whether_it_decides(expected, conditions):
+    """A change of counts or times alone is none, or every look would be an event."""
+    reasons = {
+        ("ScalingActive", "True"): "ValidMetricFound",
+        ("ScalingActive", "False"): "FailedGetPodsMetric",
+        ("ScalingLimited", "True"): "TooManyReplicas",
+        ("AbleToScale", "False"): "FailedGetScale",
+    }
+    status = [
+        {"type": type_, "status": value, "reason": reasons.get((type_, value)), "message": "words"}
+        for type_, value in conditions
+    ]
+    live = {"metadata": {"name": "mistral-abc"}, "status": {"conditions": status}}
+
+    assert expected == projection.child("HorizontalPodAutoscaler", live).autoscaler
+
+
+def test_pod_tells_when_it_came_along():
+    """Only while it is so: a pod that is not ready has no time of that."""
+    times = ["2026-01-01T00:00:01Z", "2026-01-01T00:00:31Z", "2026-01-01T00:02:00Z"]
+    conditions = [
+        {"type": "PodScheduled", "status": "True", "lastTransitionTime": times[0]},
+        {"type": "Ready", "status": "True", "lastTransitionTime": times[2]},
+    ]
+    engine = {"name": "engine", "state": {"running": {"startedAt": times[1]}}}
+    status = {"conditions": conditions, "containerStatuses": [engine]}
+    pod = projection.pod({"metadata": {"name": "a"}, "status": status})
+    told = [pod.scheduled_at, pod.started_at, pod.ready_since]
+    assert [datetime.fromisoformat(each) for each in times] == told
+
+    conditions[1]["status"] = "False"
+    engine["state"] = {"waiting": {}}
+    pod = projection.pod({"metadata": {"name": "a"}, "status": status})
+    assert (None, None) == (pod.started_at, pod.ready_since)
 
 
 def test_missing_optional_parts_are_no_trouble():

@@ -129,6 +129,43 @@ def test_all_prints_every_window(run):
     assert len(lines) > 10
 
 
+ITL_GUARDRAIL = "guardrails: [{metric: itl, maxIncreasePercent: 15}]\n"
+
+
+def streamed(slower=1.0):
+    """The same trace, with the mean time between the tokens of most requests."""
+    rng, lines = random.Random(3), []
+    for line in trace().splitlines()[1:]:
+        itl = 0.03 * (slower if "canary" in line else 1) * rng.lognormvariate(0, 0.3)
+        lines.append(f"{line},{itl if rng.random() < 0.9 else ''}\n")
+    return HEADER.replace("\n", ",itl_seconds\n") + "".join(lines)
+
+
+@pytest.mark.parametrize(("slower", "verdict"), [(1.0, "promote"), (2.0, "abort")])
+def test_times_between_tokens_are_a_column_more(run, slower, verdict):
+    """Which may be empty, as of a request with a single token."""
+    code, out, _ = run(streamed(slower), "-o", "json", guardrails=ITL_GUARDRAIL)
+    last = json.loads(out.splitlines()[-1])
+
+    assert (0, verdict) == (code, last["verdict"])
+    assert "of the tokens of" in last["reason"]
+    (finding,) = last["findings"]
+    assert 0.8 < finding["canary_requests"] / last["canary_requests"] < 1
+
+
+def test_the_column_is_read_only_where_it_is_needed(run):
+    """A trace may have it, whatever is guarded; a guardrail that needs it says so."""
+    assert run(streamed()) == run(trace())
+    code, out, err = run(trace(), guardrails=ITL_GUARDRAIL)
+
+    assert (1, "") == (code, out)
+    assert "trace.csv: line 1: no column itl_seconds: a guardrail of itl needs the mean" in err
+    twice = streamed().replace("itl_seconds", "itl_seconds,itl_seconds", 1)
+    assert "more than one column itl_seconds" in run(twice, guardrails=ITL_GUARDRAIL)[2]
+    words = HEADER.replace("\n", ",itl_seconds\n") + "1,stable,1,1,0,fast\n"
+    assert "line 2: itl_seconds: 'fast' is not" in run(words, guardrails=ITL_GUARDRAIL)[2]
+
+
 def test_bake_promotes_no_earlier(run):
     """But what turns bad meanwhile aborts; a trace that is too short decides nothing."""
     good = trace(minutes=30).removesuffix("\n")

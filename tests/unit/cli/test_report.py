@@ -322,3 +322,21 @@ def test_programs_get_verdict_and_status() -> None:
         "current": True,
         "status": service["status"],
     } == as_json(service)
+
+
+def test_an_autoscaled_service_is_measured_by_its_own_size() -> None:
+    """Bounds, whether somebody decides, and what one more replica costs in time."""
+    service = _service(
+        READY,
+        ("AutoscalingReady", "False", "FailedGetPodsMetric", "no metrics; nothing is scaled down"),
+        readyReplicas=5,
+        autoscaling={"replicas": 5, "minReplicas": 1, "maxReplicas": 9, "message": "waits for 2"},
+        coldStart={"scheduleSeconds": 2, "pullSeconds": 8, "loadSeconds": 90, "seconds": 100},
+    )
+    report = "\n".join(describe(service, NOW))
+
+    assert "5 of 5 ready" in report
+    assert "1 to 9 replicas; kept while revisions change places" in report
+    assert "waits for 2" in report
+    assert "a new replica takes 100 s: schedule 2 s, pull 8 s, load 90 s" in report
+    assert "autoscaler does not decide (FailedGetPodsMetric, for 5m): no metrics" in report

@@ -9,8 +9,8 @@ Two metrics of each pod, of which an HPA takes the greater proposal:
   is just full; the queue makes a step of load cost one cold start, not several doublings.
 
 The behavior follows from one measured number, the cold start: what was decided is on its way for
-that long, and until then the same queue must not ask for it again. Called by the simulator; what
-renders an HPA will take :func:`hpa_spec` as it is.
+that long, and until then the same queue must not ask for it again. Called by the simulator and by
+what renders an HPA.
 """
 
 import math
@@ -33,6 +33,8 @@ from llmservice.core.autoscaling.hpa import (
 NAME = "llmservice"
 WAITING_METRIC = "vllm:num_requests_waiting"
 LOAD_METRIC = "llmservice:load"
+CONCURRENCY_LABEL = "concurrency"
+"""In the selector of the load metric: requests that one replica should carry."""
 
 _LONGEST_PERIOD, _LONGEST_WINDOW = 1800, 3600
 """What autoscaling/v2 takes; seconds."""
@@ -133,15 +135,19 @@ class Calibration:
     max_num_seqs: int
     cold_start_seconds: float
     """From the decision to the first request served: schedule, pull, load, warm up."""
+    share: float = CALIBRATED_SHARE
+    """Of an engine's sequences that a replica should carry."""
 
     @property
     def concurrency(self) -> float:
         """Requests that one replica should carry."""
-        return max(1.0, CALIBRATED_SHARE * self.max_num_seqs)
+        return max(1.0, self.share * self.max_num_seqs)
 
 
-def hpa_spec(bounds: Bounds, calibration: Calibration) -> HpaSpec:
+def hpa_spec(bounds: Bounds, calibration: Calibration, *, waiting: float | None = None) -> HpaSpec:
     """The policy as an HPA.
+
+    ``waiting`` is how many requests may wait for each replica, for who wants another number.
 
     Up: at most doubled, or four more, in one cold start. Down: what was not needed for two cold
     starts, and no faster than one cold start could bring it back.
@@ -162,21 +168,25 @@ def hpa_spec(bounds: Bounds, calibration: Calibration) -> HpaSpec:
         ),
         stabilization_window_seconds=min(_LONGEST_WINDOW, max(_SHORTEST_WINDOW, 2 * cold_start)),
     )
+    queue = waiting or max(1.0, WAITING_SHARE * calibration.concurrency)
     metrics = (
-        PodsMetric(WAITING_METRIC, max(1.0, WAITING_SHARE * calibration.concurrency)),
+        PodsMetric(WAITING_METRIC, queue),
         PodsMetric(LOAD_METRIC, 1.0),
     )
     return HpaSpec(bounds.min_replicas, bounds.max_replicas, metrics, scale_up, scale_down)
 
 
-def load(sample: Sample, calibration: Calibration) -> float:
+def load(sample: Sample, concurrency: float) -> float:
     """What :data:`LOAD_METRIC` says of a pod: the fuller of its batch and its KV cache.
 
-    >>> engine = Calibration(100, cold_start_seconds=60.0)
-    >>> [round(load(Sample(0, running, 0.0), engine), 2) for running in (21, 63, 70, 91)]
+    Args:
+        sample: the engine's gauges.
+        concurrency: requests that one replica should carry.
+
+    >>> [round(load(Sample(0, running, 0.0), 70.0), 2) for running in (21, 63, 70, 91)]
     [0.4, 1.0, 1.0, 1.3]
     """
-    fuller = max(sample.running / calibration.concurrency, sample.kv_usage / KV_SHARE)
+    fuller = max(sample.running / concurrency, sample.kv_usage / KV_SHARE)
     return max(fuller, min(1.0, fuller / (1 - DEAD_BAND)))
 
 
@@ -207,7 +217,8 @@ class LLMServicePolicy(HpaAutoscaler):
 
     def read(self, view: View) -> Readings:
         """The queue, and the load."""
-        loads = {pod.name: load(sample, self._calibration) for pod, sample in view.sampled}
+        concurrency = self._calibration.concurrency
+        loads = {pod.name: load(sample, concurrency) for pod, sample in view.sampled}
         return {**super().read(view), LOAD_METRIC: loads}
 
 

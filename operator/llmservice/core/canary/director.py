@@ -4,16 +4,24 @@ The rollout is read from the status, is moved on by at most one transition, and 
 status. Pods and traffic follow from the one that was read.
 """
 
+import json
+import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 
 from llmservice.api import names
-from llmservice.api.v1alpha1 import LLMServiceSpec, RolloutSpec, router_of
+from llmservice.api.v1alpha1 import CPU_RESOURCE, LLMServiceSpec, RolloutSpec, router_of
 from llmservice.core import health
 from llmservice.core.canary.gates import ask_gates
-from llmservice.core.canary.intent import as_canary, pods_of, shares_of, step_number
+from llmservice.core.canary.intent import (
+    as_canary,
+    pods_of,
+    shares_of,
+    step_number,
+    surge_pods,
+)
 from llmservice.core.canary.look import (
     DRAIN_POLL_SECONDS,
     Look,
@@ -25,10 +33,11 @@ from llmservice.core.canary.look import (
     watch_drain,
 )
 from llmservice.core.canary.machine import advance, begin, without_canary
-from llmservice.core.canary.queue import who_is_first
+from llmservice.core.canary.queue import Limits, who_is_first
 from llmservice.core.canary.routers import Router, router_for
 from llmservice.core.canary.state import (
     AT_REST,
+    MAX_STATE,
     MOVING,
     CheckResult,
     Hold,
@@ -43,7 +52,7 @@ from llmservice.core.engine import served_name
 from llmservice.core.observed import Observed, PodFacts
 from llmservice.core.questions import Question
 from llmservice.core.resources.children import DEADLINE_MARGIN_SECONDS
-from llmservice.core.revisions import Revision
+from llmservice.core.revisions import Revision, content_hash, pack_data
 from llmservice.core.rollout import NoRoom
 from llmservice.core.router.desired import Traffic
 from llmservice.core.status import format_time
@@ -51,6 +60,11 @@ from llmservice.core.status import format_time
 _PASSING = timedelta(minutes=3)
 """What may pass by itself (a registry that is away) has passed in a pod's first minutes, or not."""
 _SOON_SECONDS = 1.0
+_TAKEN_AWAY = frozenset(
+    {"Evicted", "Preempting", "Terminated", "Shutdown", "NodeShutdown", "NodeLost"}
+)
+"""``status.reason`` of pods that a node put away, and that their Deployment has replaced
+(Kubernetes: pkg/kubelet/{eviction,preemption,nodeshutdown}, pkg/controller/nodelifecycle)."""
 _MAX_ACTION = 128
 _WAITING = dict.fromkeys((Hold.RolloutQueue, Hold.StableNotReady), 5.0)
 """Seconds between looks while others have to move first."""
@@ -96,8 +110,8 @@ class Subject:
     revisions: Mapping[str, Revision]
     """All that are known, the newest among them."""
     no_room: NoRoom | None
-    max_rollouts: int = 0
-    """Of all services, at a time; 0 for any number."""
+    limits: Limits = field(default_factory=Limits)
+    """Of the rollouts of all services."""
 
 
 def direct(subject: Subject) -> Course | None:
@@ -118,8 +132,9 @@ def direct(subject: Subject) -> Course | None:
         found = watch_drain(rollout, observed, router.propagation_seconds)
     else:
         found = ask_gates(look(rollout, observed, policy), observed, policy)
-    view = _view(subject, found.rollout, router, ready)
-    after = advance(found.rollout, view)
+    known = _note_served(replace(found.rollout, spec=None), observed)
+    after = advance(known, _view(subject, known, router, ready))
+    after = _keep_spec(rollout, replace(after, devices=_devices(after, subject)), observed)
     return Course(
         policy=policy,
         rollout=rollout,
@@ -169,6 +184,40 @@ def rollout_status(course: Course) -> dict[str, Any]:
     return {key: value for key, value in status.items() if value not in (None, [], "")}
 
 
+def last_spec(observed: Observed) -> Mapping[str, Any] | None:
+    """The newest spec that was accepted, unparsed, for a rollout that is under way.
+
+    The stored one may be refused by now; a canary must not be left alone with its traffic for that.
+    """
+    rollout = load_rollout(observed.service.status.get("rollout", {}).get("state"))
+    if rollout is None or not rollout.spec:
+        return None
+    try:
+        spec = json.loads(zlib.decompress(rollout.spec))
+    except (zlib.error, ValueError):
+        return None  # somebody else wrote it
+    return spec if isinstance(spec, dict) else None
+
+
+def _keep_spec(before: Rollout, after: Rollout, observed: Observed) -> Rollout:
+    """Until what the rollout leaves behind is cleared away, that is one look longer than it."""
+    if before.phase in AT_REST and after.phase in AT_REST:
+        return after
+    kept = replace(after, spec=pack_data(dict(observed.service.spec)))
+    return kept if len(dump_rollout(kept)) <= MAX_STATE else after
+
+
+def _devices(rollout: Rollout, subject: Subject) -> int:
+    """Accelerators that it holds at most, beside those that the service has at rest."""
+    if rollout.canary != subject.target:
+        return 0 if rollout.phase in AT_REST else rollout.devices  # it ends
+    resource = subject.spec.accelerator.resource
+    if resource == CPU_RESOURCE:
+        return 0
+    limits = subject.revisions[subject.target].engine["resources"].get("limits", {})
+    return surge_pods(rollout, subject.spec.replicas) * int(limits.get(resource, 0))
+
+
 def _gate_checks(rollout: Rollout) -> Iterator[CheckResult]:
     return (replace(each, check=f"gate {each.check}") for each in rollout.gates)
 
@@ -215,7 +264,7 @@ def _traffic(
     subject: Subject, rollout: Rollout, pods: Mapping[str, int], ready: Mapping[str, int]
 ) -> Traffic:
     shares = shares_of(rollout, ready)
-    return wanted_traffic(rollout.stable, shares, pods, subject.revisions, subject.spec.traffic)
+    return wanted_traffic(rollout.stable, shares, pods, subject.revisions, subject.spec)
 
 
 def _ready(observed: Observed) -> dict[str, int]:
@@ -247,13 +296,13 @@ def _view(subject: Subject, rollout: Rollout, router: Router, ready: Mapping[str
         behind=router.behind(since),
         leaving_idle=is_idle(rollout, observed),
         failure=_failure(observed, canary),
-        trouble=_trouble(observed, canary),
+        trouble=_trouble(rollout, observed),
         no_room=subject.no_room,
         queue=who_is_first(
             rollout,
             str(observed.service.key),
             observed.other_rollouts,
-            subject.max_rollouts,
+            subject.limits,
             observed.now,
         ),
         verb=_verb(action) if action != rollout.handled_action else None,
@@ -285,17 +334,44 @@ def _failure(observed: Observed, canary: str) -> str:
     return ""
 
 
-def _trouble(observed: Observed, canary: str) -> str:
-    for pod in _pods_of(observed, canary):
-        if pod.container is not None and pod.container.restart_count:
+def _trouble(rollout: Rollout, observed: Observed) -> str:
+    """What became of pods that have been ready, and that nobody took away."""
+    pods = list(_pods_of(observed, rollout.canary))
+    served = [pod for pod in pods if _mark(pod) in rollout.served]
+    for pod in served:
+        if _restarts(pod) > rollout.served[_mark(pod)]:
             found = health.diagnose_pod(observed, pod)
             why = f": {found.message}" if found else ""
-            return f"{pod.name} restarted {pod.container.restart_count} times{why}"
+            return f"{pod.name} restarted {_restarts(pod)} times{why}"
+    if served and not any(pod.ready for pod in pods):
+        return "no pod of the canary is ready any more"
     return ""
 
 
-def _pods_of(observed: Observed, revision: str) -> Iterator[PodFacts]:
-    return (pod for pod in observed.pods if pod.revision == revision and not pod.deleting)
+def _note_served(rollout: Rollout, observed: Observed) -> Rollout:
+    """Note the canary's pods that are ready for the first time; forget those that are gone."""
+    served = {
+        mark: rollout.served.get(mark, _restarts(pod))
+        for pod in _pods_of(observed, rollout.canary)
+        if (mark := _mark(pod)) in rollout.served or pod.ready
+    }
+    return replace(rollout, served=dict(sorted(served.items())))
+
+
+def _mark(pod: PodFacts) -> str:
+    """What tells one pod from another, in few letters: there may be a thousand."""
+    return content_hash(pod.uid, 8)
+
+
+def _restarts(pod: PodFacts) -> int:
+    return pod.container.restart_count if pod.container is not None else 0
+
+
+def _pods_of(observed: Observed, revision: str | None) -> Iterator[PodFacts]:
+    """Pods that are to stay."""
+    for pod in observed.pods:
+        if pod.revision == revision and not pod.deleting and pod.phase_reason not in _TAKEN_AWAY:
+            yield pod
 
 
 def _questions(subject: Subject, rollout: Rollout, router: Router) -> tuple[Question, ...]:

@@ -63,6 +63,13 @@ def canary_pods(rollout: Rollout, policy: RolloutSpec, wanted: int) -> int:
     return max(1, min(share, most))
 
 
+def surge_pods(rollout: Rollout, wanted: int) -> int:
+    """How many pods more than wanted there are at most until the rollout's end."""
+    if rollout.capacity == "Surge":
+        return wanted
+    return 1 if wanted == 1 else 0  # each revision has at least one
+
+
 def pods_of(rollout: Rollout, policy: RolloutSpec, wanted: int) -> dict[str, int]:
     """Pods of each revision that has any.
 

@@ -22,6 +22,7 @@ from llmservice.core.canary.state import (
 from llmservice.core.judge import judge as judging
 from llmservice.core.judge.checks import compile_guardrails
 from llmservice.core.judge.counts import (
+    VLLM_ITL_EDGES,
     VLLM_LATENCY_EDGES,
     VLLM_TTFT_EDGES,
     Counts,
@@ -318,7 +319,13 @@ def _router_scrapes(observed: Observed, revision: str) -> Iterator[Scrape]:
 
 
 def _only_failures(failed: float) -> Counts:
-    return Counts(failed, failed, Histogram.of(VLLM_TTFT_EDGES), Histogram.of(VLLM_LATENCY_EDGES))
+    return Counts(
+        failed,
+        failed,
+        Histogram.of(VLLM_TTFT_EDGES),
+        Histogram.of(VLLM_LATENCY_EDGES),
+        Histogram.of(VLLM_ITL_EDGES),
+    )
 
 
 def _both_sides(engines: Counts | None, routers: Counts | None) -> Counts | None:

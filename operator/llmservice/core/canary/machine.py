@@ -101,12 +101,7 @@ def _asked(word: str, sentence: str) -> Condition:
 def _canary_failed(rollout: Rollout, view: View) -> str | None:
     if view.failure:
         return view.failure
-    if rollout.is_loaded and view.wanted:
-        if view.trouble:
-            return view.trouble
-        if not view.ready_of(rollout.canary):
-            return "no pod of the canary is ready any more"
-    return None
+    return view.trouble or None if rollout.is_loaded and view.wanted else None
 
 
 def _late(rollout: Rollout, view: View) -> str | None:
@@ -234,6 +229,13 @@ def _settled_at_full(rollout: Rollout, view: View) -> str | None:
     return "the canary has all traffic" if settled and rollout.weight == FULL else None
 
 
+def _taken_away(rollout: Rollout, view: View) -> str | None:
+    needs_pods = rollout.is_loaded or rollout.phase in (Phase.Warming, Phase.Gating)
+    if not needs_pods or not view.wanted or view.ready_of(rollout.canary):
+        return None
+    return "the canary has no ready pod, though none has failed; it waits for another one"
+
+
 def _passes(rollout: Rollout, view: View) -> bool:
     judged = view.policy.guardrails and view.policy.mode == "Enforce"
     if judged and rollout.verdict is not Verdict.Promote:
@@ -345,6 +347,8 @@ TRANSITIONS: tuple[Transition, ...] = (
     _row(UNDER_WAY, _promote_fully, Phase.Provisioning, "PromotedByUser"),
     _row(Phase.Aborted, _retried, Phase.Preflight, "RetriedByUser"),
     # on
+    _row(Phase.Paused, _taken_away, Phase.Paused, "PodsTakenAway"),
+    _row(_MADE, _taken_away, Phase.Provisioning, "PodsTakenAway"),
     _row(Phase.Stable, _nothing_runs, Phase.Promoting, "NothingRuns"),
     _row(Phase.Stable, _rejected_before, Phase.Aborted, "RevisionRejected"),
     _row(Phase.Stable, _changed, Phase.Preflight, "NewRevision"),
@@ -417,6 +421,9 @@ def _enter_preflight(before: Rollout, after: Rollout, view: View) -> Rollout:
 
 
 def _enter_provisioning(before: Rollout, after: Rollout, view: View) -> Rollout:
+    if after.reason == "PodsTakenAway":  # the step goes on once another pod is warm
+        return replace(after, weight=0, lost_at=before.lost_at or view.now)
+    after = replace(after, step_since=None, lost_at=None)
     if after.reason in ("StepPassed", "PromotedByUser") and before.weight == before.to:
         after = replace(after, to=next_weight(view.policy, after.weight))
     whole = view.verb is not None and view.verb.word == "promote-full"
@@ -433,7 +440,10 @@ def _enter_shifting(before: Rollout, after: Rollout, view: View) -> Rollout:
 
 
 def _enter_judging(before: Rollout, after: Rollout, view: View) -> Rollout:
-    del before
+    after = replace(after, lost_at=None)
+    if before.step_since is not None and before.lost_at is not None:
+        step_since = before.step_since + (view.now - before.lost_at)
+        return replace(after, step_since=step_since, verdict=None)
     return replace(
         after, step_since=view.now, verdict=None, judge=begin_judging(after.judge), checks=()
     )
@@ -442,6 +452,8 @@ def _enter_judging(before: Rollout, after: Rollout, view: View) -> Rollout:
 def _enter_paused(before: Rollout, after: Rollout, view: View) -> Rollout:
     if after.reason == "NothingRuns":
         return _enter_preflight(before, after, view)
+    if after.reason == "PodsTakenAway":
+        return replace(after, weight=0)
     if after.reason != "StepPassed":
         return after
     return replace(after, to=next_weight(view.policy, before.weight))

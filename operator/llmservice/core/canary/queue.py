@@ -4,8 +4,8 @@ Rollouts that have left Preflight come before those that wait there, and among t
 began first: all of it stands in statuses, so all workers and every new leader find the same order.
 """
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -17,6 +17,15 @@ the status of one that began before may still be on its way."""
 _NAMED = 3
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Of all canary rollouts that are under way; 0 for any number."""
+
+    rollouts: int = 0
+    devices: int = 0
+    """Accelerators that they hold, beside those of the replicas that were asked for."""
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class Place:
     """A rollout among those of all services; the lesser comes first."""
@@ -26,6 +35,8 @@ class Place:
     began: datetime
     service: str
     """Namespace and name."""
+    devices: int = field(default=0, compare=False)
+    """What it holds, or will."""
 
 
 def place_of(service: str, status: Mapping[str, Any]) -> Place | None:
@@ -37,11 +48,11 @@ def place_of(service: str, status: Mapping[str, Any]) -> Place | None:
     began = rollout.began or rollout.since
     if began.tzinfo is None:  # not ours, and no order could be told
         return None
-    return Place(rollout.phase is Phase.Preflight, began, service)
+    return Place(rollout.phase is Phase.Preflight, began, service, rollout.devices)
 
 
 def who_is_first(
-    rollout: Rollout, service: str, others: Collection[Place], limit: int, now: datetime
+    rollout: Rollout, service: str, others: Collection[Place], limits: Limits, now: datetime
 ) -> str:
     """Why a rollout has to wait for others; empty when it is its turn.
 
@@ -49,17 +60,30 @@ def who_is_first(
         rollout: of the service.
         service: its namespace and name.
         others: the places of all other services.
-        limit: how many may be under way at a time; 0 for any number.
+        limits: what may be under way at a time.
         now: the time.
     """
-    if not limit or rollout.phase is not Phase.Preflight:
+    if limits == Limits() or rollout.phase is not Phase.Preflight:
         return ""
     began = rollout.began or rollout.since
     ahead = sorted(place for place in others if place < Place(True, began, service))
-    if len(ahead) >= limit:
-        first = ", ".join(place.service for place in ahead[:_NAMED])
-        more = f" and {len(ahead) - _NAMED} more" if len(ahead) > _NAMED else ""
-        return f"at most {limit} rollouts at a time, and others come first: {first}{more}"
+    if limits.rollouts and len(ahead) >= limits.rollouts:
+        return _behind(ahead, f"at most {limits.rollouts} rollouts at a time")
+    wanted, limit = rollout.devices, limits.devices
+    alone = f"its {wanted} accelerators are over the limit of {limit}, so it goes alone"
+    too_large = 0 < limit < wanted
+    if limit and wanted and (holders := [place for place in ahead if place.devices]):
+        taken = sum(place.devices for place in holders)
+        if taken + wanted > limit:
+            takes = f"it takes {wanted} accelerators, {taken} of {limit} are taken"
+            return _behind(holders, alone if too_large else takes)
     if seconds_since(began, now) < NOTICE_SECONDS:
-        return "it is seen whether rollouts of other services come first"
+        seen = "it is seen whether rollouts of other services come first"
+        return f"{seen}; {alone}" if too_large else seen
     return ""
+
+
+def _behind(ahead: Sequence[Place], why: str) -> str:
+    first = ", ".join(place.service for place in ahead[:_NAMED])
+    more = f" and {len(ahead) - _NAMED} more" if len(ahead) > _NAMED else ""
+    return f"{why}, and others come first: {first}{more}"

@@ -3,6 +3,7 @@
 Everything that a new leader needs to go on is here; nothing else is remembered anywhere.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -18,6 +19,8 @@ from llmservice.core.judge.state import JudgeState
 FULL = 100
 """Percent of the traffic when the canary has all of it."""
 MAX_REJECTED = 10
+MAX_STATE = 65_536
+"""Characters of the whole rollout, as the CRD lets them be."""
 MAX_MESSAGE = 1024
 """Characters of one sentence in the status."""
 
@@ -79,7 +82,13 @@ class Outcome(StrEnum):
 
 
 Capacity = Literal["Surge", "Replace"]
-_STRICT = ConfigDict(extra="ignore", alias_generator=to_camel, allow_inf_nan=False)
+_STRICT = ConfigDict(
+    extra="ignore",
+    alias_generator=to_camel,
+    allow_inf_nan=False,
+    ser_json_bytes="base64",
+    val_json_bytes="base64",
+)
 
 
 @with_config(_STRICT)
@@ -126,6 +135,8 @@ class Rollout:
     pods_for: int = 0
     """The weight that the canary has its pods for."""
     capacity: Capacity = "Surge"
+    devices: int = 0
+    """Accelerators that it holds at most, beside those of the replicas that were asked for."""
     reason: str = ""
     """Of the last transition."""
     message: str = ""
@@ -134,7 +145,12 @@ class Rollout:
     outcome: Outcome | None = None
     """What the rollout that is ending has come to."""
     step_since: datetime | None = None
-    """Since when the canary is judged at this weight."""
+    """Since when the canary is judged at this weight; time without its pods does not count."""
+    served: Mapping[str, int] = field(default_factory=dict)
+    """Restarts of the canary's pods when they were first seen ready, by a hash of their uid: what
+    happened while they loaded is not held against them."""
+    lost_at: datetime | None = None
+    """Since when its pods are missed that somebody took away."""
     looked_at: datetime | None = None
     """End of the last window that was counted."""
     idle_since: datetime | None = None
@@ -154,6 +170,9 @@ class Rollout:
     """Clients come in by the routers; until these are there, they go to the engines directly."""
     router: Router = "Embedded"
     """What divides its requests."""
+    spec: bytes | None = None
+    """The newest spec that was accepted, packed: what a canary goes by while a newer one is
+    refused. None at rest, and for one that is too large to be kept."""
 
     @property
     def is_loaded(self) -> bool:

@@ -2,9 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from itertools import pairwise
 
-from llmservice.api.v1alpha1 import TrafficSpec
+from llmservice.api.v1alpha1 import LLMServiceSpec, QueueSpec
 from llmservice.core.revisions import Revision, content_hash
 from llmservice.core.router.desired import (
     TOTAL_WEIGHT,
@@ -16,10 +15,12 @@ from llmservice.core.router.desired import (
     format_traffic,
 )
 
-_MAX_NUM_SEQS = "--max-num-seqs"
 _DEFAULT_SEQUENCES = 1024
 """The largest default of vLLM (vllm/engine/arg_utils.py, 0.33): a bound that is too low would
 waste the device, one that is too high is the engine's own."""
+_SPARE = 10
+_HOLD_SECONDS = 600
+"""A model of tens of gigabytes loads in that time; most clients give up earlier."""
 _QUEUE = 4
 """Waiting requests for each one that runs."""
 
@@ -29,7 +30,7 @@ def wanted_traffic(
     shares: Mapping[str, int],
     pods: Mapping[str, int],
     revisions: Mapping[str, Revision],
-    spec: TrafficSpec,
+    spec: LLMServiceSpec,
 ) -> Traffic:
     """The traffic, without the engines' addresses: each router finds those itself.
 
@@ -45,30 +46,41 @@ def wanted_traffic(
             name=hash_,
             weight=share * TOTAL_WEIGHT // 100,
             capacity=_capacity(revisions.get(hash_), pods.get(hash_, 1)),
+            per_engine=_per_engine(revisions.get(hash_), spec.traffic.queue),
         )
         for hash_, share in sorted(shares.items())
     )
-    affinity = spec.session_affinity
+    said = spec.traffic
+    affinity = said.session_affinity
     traffic = Traffic(
         version="",
         stable=stable,
         tracks=tracks,
         affinity=None if affinity is None else Affinity(affinity.header, affinity.cookie),
-        track_header=spec.track_header,
-        limits=Limits(body_bytes=spec.max_body_bytes),
+        track_header=said.track_header,
+        limits=Limits(body_bytes=said.max_body_bytes),
+        routers=said.router_replicas,
+        max_waiting=said.queue.max_waiting,
+        hold_seconds=_hold_seconds(spec),
     )
     return replace(traffic, version=content_hash(format_traffic(traffic)))
 
 
+def _hold_seconds(spec: LLMServiceSpec) -> int:
+    sleeps = spec.autoscaling is not None and spec.autoscaling.min_replicas == 0
+    given = spec.traffic.queue.hold_seconds
+    return given if given is not None else _HOLD_SECONDS if sleeps else 0
+
+
+def _per_engine(revision: Revision | None, queue: QueueSpec) -> int | None:
+    """What an engine batches and a little more, so that it never waits for the next request."""
+    sequences = revision.sequences if revision else None
+    if queue.max_per_engine is not None or sequences is None:
+        return queue.max_per_engine
+    return sequences + max(1, sequences // _SPARE)
+
+
 def _capacity(revision: Revision | None, pods: int) -> Capacity:
-    requests = max(1, pods) * _sequences(revision)
+    sequences = (revision.sequences if revision else None) or _DEFAULT_SEQUENCES
+    requests = max(1, pods) * sequences
     return Capacity(requests=requests, queued=_QUEUE * requests)
-
-
-def _sequences(revision: Revision | None) -> int:
-    """Requests that one engine of the revision batches."""
-    arguments = revision.engine["args"] if revision is not None else []
-    for flag, value in pairwise(arguments):
-        if flag == _MAX_NUM_SEQS and value.isdigit():
-            return max(1, int(value))
-    return _DEFAULT_SEQUENCES

@@ -50,19 +50,33 @@ class Check:
         """Requests of stable after which its quantile is known."""
         return max(_LOOKBACK, _LOOKBACK_SLOW / self.share)
 
-    def histogram(self, counts: Counts) -> Histogram:
-        """The times that this check is about."""
+    def histogram(self, counts: Counts) -> Histogram | None:
+        """The times that this check is about; None where the engine does not publish them.
+
+        The times between the tokens of one request are alike, so a thousand of them say hardly
+        more than one: they count as one request.
+        """
+        if self.metric == "itl":
+            return counts.itl and counts.itl.counted_as(counts.requests - counts.failed)
         return counts.latency if self.metric == "latency" else counts.ttft
 
     def canary_limit(self, threshold: float | None) -> float | None:
         """Seconds over which a canary's request is bad, given stable's threshold."""
         return self.seconds if threshold is None else threshold * self.stretch
 
-    def bad(self, counts: Counts, threshold: float | None) -> float:
-        """Bad requests. One that failed was not fast, so failing can never help a canary."""
+    def sample(self, counts: Counts, threshold: float | None) -> tuple[float, float] | None:
+        """Requests and the bad ones among them; None where the engine does not publish their times.
+
+        One that failed was not fast, so failing can never help a canary.
+        """
         if threshold is None:
-            return counts.failed
-        return min(counts.requests, self.histogram(counts).above(threshold) + counts.failed)
+            return counts.requests, counts.failed
+        times = self.histogram(counts)
+        if times is None:
+            return None
+        # Each request has a first token and an end, but not all have times between tokens.
+        requests = times.total + counts.failed if self.metric == "itl" else counts.requests
+        return requests, min(requests, times.above(threshold) + counts.failed)
 
 
 def compile_guardrails(guardrails: Sequence[Guardrail]) -> tuple[Check, ...]:

@@ -10,6 +10,7 @@ from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import accumulate
+from operator import add, sub
 
 VLLM_TTFT_EDGES = (
     *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5),
@@ -21,9 +22,16 @@ VLLM_LATENCY_EDGES = (
     *(240.0, 480.0, 960.0, 1920.0, 7680.0),
 )
 """Seconds. vllm-project/vllm:vllm/v1/metrics/buckets.py"""
+VLLM_ITL_EDGES = (
+    *(0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0),
+    *(20.0, 40.0, 80.0),
+)
+"""Seconds. vllm-project/vllm:vllm/v1/metrics/buckets.py"""
 FINE_EDGES = tuple(accumulate([1.1] * 117, lambda edge, step: edge * step, initial=0.01))
 """Seconds, from 10 ms to 12 minutes in steps of ten percent: the smallest increase that a
 guardrail may ask for moves requests over at least one edge."""
+FINE_ITL_EDGES = tuple(accumulate([1.1] * 117, lambda edge, step: edge * step, initial=0.001))
+"""The same from 1 ms on, for the times between tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +74,13 @@ class Histogram:
             below, low = below + count, edge
         return self.edges[-1]
 
+    def counted_as(self, most: float) -> "Histogram":
+        """The same times, each of so little weight that together they count as ``most``."""
+        if self.total <= most:
+            return self
+        weight = most / self.total
+        return Histogram(self.edges, tuple(count * weight for count in self.counts))
+
     def __add__(self, other: "Histogram") -> "Histogram":
         return self._combine(other, 1)
 
@@ -80,6 +95,36 @@ class Histogram:
 
 
 @dataclass(frozen=True, slots=True)
+class Tokens:
+    """What requests were made of, to see whether two tracks were asked alike. Zero is unknown."""
+
+    requests: float = 0.0
+    """That ended and whose tokens these are. Here clients that hung up may be among them."""
+    prompt: float = 0.0
+    generated: float = 0.0
+    queries: float = 0.0
+    """Tokens of prompts that were looked up in the prefix cache."""
+    hits: float = 0.0
+    """And found."""
+
+    @property
+    def hit_ratio(self) -> float:
+        """Share of the prompts' tokens that the prefix cache had; zero where there is none."""
+        return self.hits / self.queries if self.queries else 0.0
+
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        """All of them."""
+        return self.requests, self.prompt, self.generated, self.queries, self.hits
+
+    def __add__(self, other: "Tokens") -> "Tokens":
+        return Tokens(*map(add, self.numbers, other.numbers))
+
+    def __sub__(self, other: "Tokens") -> "Tokens":
+        return Tokens(*map(sub, self.numbers, other.numbers))
+
+
+@dataclass(frozen=True, slots=True)
 class Counts:
     """Requests of one track: counters since a start, or their increase over a window."""
 
@@ -90,12 +135,27 @@ class Counts:
     its status 200, so whoever counts must look at how streams ended, too."""
     ttft: Histogram
     latency: Histogram
+    itl: Histogram | None = None
+    """Times between two tokens, of a request many; None where the engine does not publish them."""
+    tokens: Tokens = Tokens()
 
     @property
     def is_valid(self) -> bool:
         """Whether these can be counts: finite, not negative, no more failures than requests."""
-        numbers = (self.requests, self.failed, *self.ttft.counts, *self.latency.counts)
-        return all(math.isfinite(n) and n >= 0 for n in numbers) and self.failed <= self.requests
+        finite = all(math.isfinite(n) and n >= 0 for n in self.numbers)
+        return finite and self.failed <= self.requests
+
+    @property
+    def edges(self) -> tuple[tuple[float, ...] | None, ...]:
+        """Of all histograms: counts with other edges are not of the same engine."""
+        return self.ttft.edges, self.latency.edges, self.itl.edges if self.itl else None
+
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        """Everything that only ever grows."""
+        itl = self.itl.counts if self.itl else ()
+        times = *self.ttft.counts, *self.latency.counts, *itl
+        return self.requests, self.failed, *times, *self.tokens.numbers
 
     def __add__(self, other: "Counts") -> "Counts":
         return Counts(
@@ -103,6 +163,8 @@ class Counts:
             self.failed + other.failed,
             self.ttft + other.ttft,
             self.latency + other.latency,
+            self.itl + other.itl if self.itl and other.itl else None,
+            self.tokens + other.tokens,
         )
 
     def __sub__(self, other: "Counts") -> "Counts":
@@ -111,6 +173,8 @@ class Counts:
             self.failed - other.failed,
             self.ttft - other.ttft,
             self.latency - other.latency,
+            self.itl - other.itl if self.itl and other.itl else None,
+            self.tokens - other.tokens,
         )
 
 

@@ -5,12 +5,18 @@ every window without erring more (that is what sequential means). A window in wh
 heard of the canary adds no evidence and decides nothing; one without stable promotes nothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from llmservice.core.judge.checks import Check
-from llmservice.core.judge.counts import Counts, Histogram, Window
+from llmservice.core.judge.comparable import (
+    COLD_REQUESTS,
+    describe_caches,
+    describe_mix,
+    is_cold,
+)
+from llmservice.core.judge.counts import Counts, Histogram, Tokens, Window
 from llmservice.core.judge.state import JudgeState, Tally
 from llmservice.core.judge.statistics import dispersion, wilson_bounds
 from llmservice.core.judge.wording import describe
@@ -45,6 +51,12 @@ class Hold(StrEnum):
     """The canary served nothing."""
     Learning = "Learning"
     """Stable's own times are not known yet."""
+    NotPublished = "NotPublished"
+    """An engine does not publish what the guardrail is about."""
+    ColdCache = "ColdCache"
+    """The canary's prefix cache is new, so all that is known of its times is that."""
+    UnlikeMix = "UnlikeMix"
+    """The canary is asked other things than stable, so the two cannot be compared."""
     TooFew = "TooFew"
     """Under the minimum sample."""
     Undecided = "Undecided"
@@ -89,7 +101,7 @@ def judge(
     """Take one window into account and decide."""
     window = Window(_usable(window.stable), _usable(window.canary))
     state = _observe(checks, state, window)
-    decision = weigh(checks, state)
+    decision = weigh(checks, state, window)
     if window.canary is None:
         decision = _held(decision, Hold.NoData, "no usable counts from the canary")
     elif not window.canary.requests:
@@ -100,10 +112,11 @@ def judge(
     return state, decision
 
 
-def weigh(checks: Sequence[Check], state: JudgeState) -> Decision:
-    """What the evidence says so far."""
+def weigh(checks: Sequence[Check], state: JudgeState, window: Window | None = None) -> Decision:
+    """What the evidence says so far; the last window shows what engines do not publish."""
     findings = tuple(
-        _weigh_check(check, state.tallies.get(check.label, Tally()), state) for check in checks
+        _weigh_check(check, state.tallies.get(check.label, Tally()), state, window)
+        for check in checks
     )
     for verdict in (Verdict.Abort, Verdict.Inconclusive, Verdict.Promote):
         decisive = [finding for finding in findings if finding.verdict is verdict]
@@ -116,8 +129,17 @@ def weigh(checks: Sequence[Check], state: JudgeState) -> Decision:
 
 
 def begin_step(state: JudgeState) -> JudgeState:
-    """The state at a new weight: evidence carries over, the minimum sample is asked for again."""
-    return replace(state, step_requests=0.0)
+    """The state at a new weight: evidence carries over, the minimum sample is asked for again.
+
+    So is whether the two can be compared: there may be new pods, and other clients.
+    """
+    return replace(
+        state,
+        step_requests=0.0,
+        cold_requests=0.0,
+        canary_tokens=Tokens(),
+        stable_tokens=Tokens(),
+    )
 
 
 def _held(decision: Decision, hold: Hold, reason: str) -> Decision:
@@ -132,14 +154,31 @@ def _usable(counts: Counts | None) -> Counts | None:
 
 
 def _observe(checks: Sequence[Check], state: JudgeState, window: Window) -> JudgeState:
-    served = window.canary.requests if window.canary else 0.0
-    return JudgeState(
+    stable, canary = window.stable, window.canary
+    served = canary.requests if canary else 0.0
+    is_early = is_cold(state, window)
+    of_times = replace(window, canary=None) if is_early else window
+    tallies = {
+        check.label: _count(
+            check,
+            state.tallies.get(check.label, Tally()),
+            window if check.metric == "errors" else of_times,
+        )
+        for check in checks
+    }
+    after = replace(
+        state,
         canary_requests=state.canary_requests + served,
         step_requests=state.step_requests + served,
-        tallies={
-            check.label: _count(check, state.tallies.get(check.label, Tally()), window)
-            for check in checks
-        },
+        cold_requests=state.cold_requests + (served if is_early else 0.0),
+        tallies=tallies,
+    )
+    if not (canary and stable and served):
+        return after
+    return replace(
+        after,
+        canary_tokens=state.canary_tokens + canary.tokens,
+        stable_tokens=state.stable_tokens + stable.tokens,
     )
 
 
@@ -152,15 +191,17 @@ def _count(check: Check, tally: Tally, window: Window) -> Tally:
     if window.canary is None or not served:
         return tally
     threshold = tally.threshold if check.is_learnt else check.seconds
-    canary = window.canary.requests, check.bad(window.canary, check.canary_limit(tally.threshold))
+    canary = check.sample(window.canary, check.canary_limit(tally.threshold))
+    if canary is None:
+        return tally
     tally = replace(
         tally,
         canary_requests=tally.canary_requests + canary[0],
         canary_bad=tally.canary_bad + canary[1],
     )
-    if window.stable is None or not window.stable.requests:
+    stable = check.sample(window.stable, threshold) if window.stable else None
+    if stable is None or not stable[0]:
         return tally
-    stable = window.stable.requests, check.bad(window.stable, threshold)
     log_ratio = tally.log_ratio
     if check.ratio is not None:
         log_ratio += check.ratio.evidence(canary, stable, tally.slack)
@@ -176,9 +217,9 @@ def _count(check: Check, tally: Tally, window: Window) -> Tally:
 
 def _learn(check: Check, tally: Tally, stable: Counts | None) -> Tally:
     """Stable's own times, until they are enough and the canary serves."""
-    if stable is None:
+    times, before = check.histogram(stable) if stable else None, tally.lookback
+    if times is None:
         return tally
-    times, before = check.histogram(stable), tally.lookback
     anew = before is None or before.edges != times.edges
     return replace(tally, lookback=times if before is None or anew else before + times)
 
@@ -197,7 +238,7 @@ def _freeze(check: Check, lookback: Histogram) -> Tally:
 # --- decision -----------------------------------------------------------------------------------
 
 
-def _weigh_check(check: Check, tally: Tally, state: JudgeState) -> Finding:
+def _weigh_check(check: Check, tally: Tally, state: JudgeState, window: Window | None) -> Finding:
     low, _ = wilson_bounds(tally.canary_bad, tally.canary_requests, _FAIL_Z)
     _, high = wilson_bounds(tally.canary_bad, tally.canary_requests, _PASS_Z)
     evidence = None
@@ -212,13 +253,18 @@ def _weigh_check(check: Check, tally: Tally, state: JudgeState) -> Finding:
         )
         # Where hardly anything is bad on either side, no ratio is ever known, nor needed.
         passes = evidence <= check.ratio.promote_at or (evidence <= 0 and high <= check.share)
-    served = min(tally.canary_requests, state.step_requests)
+    counted = state.step_requests - (0.0 if check.metric == "errors" else state.cold_requests)
+    served = min(tally.canary_requests, counted)
     verdict, hold = _outcome(check, tally, served, fails=fails, passes=passes)
+    invalid = _why_invalid(check, state, window, verdict)
+    if invalid is None:
+        words = _why_held(check, tally, served, hold) + _note(check, tally, state)
+    else:
+        (hold, words), verdict = invalid, Verdict.Inconclusive
     return Finding(
         check=check.label,
         verdict=verdict,
-        sentence=describe(check, tally, low, high, evidence)
-        + _why_held(check, tally, served, hold),
+        sentence=describe(check, tally, low, high, evidence) + words,
         hold=hold,
         tally=tally,
         seconds=check.canary_limit(tally.threshold),
@@ -243,6 +289,39 @@ def _outcome(
     return (Verdict.Promote, None) if passes else (Verdict.Inconclusive, Hold.Undecided)
 
 
+def _why_invalid(
+    check: Check, state: JudgeState, window: Window | None, verdict: Verdict
+) -> tuple[Hold, str] | None:
+    """Why the evidence on times decides nothing, whatever it is."""
+    if check.metric == "errors":
+        return None
+    if mute := " and ".join(_mute(check, window)):
+        words = f"{mute} publish no times between tokens: guard latency instead"
+        return Hold.NotPublished, f" ({words})"
+    if state.cold_requests and is_cold(state):
+        caches = describe_caches(state) or "the canary's prefix cache is new"
+        limit = f"{state.cold_requests:.0f} of at most {COLD_REQUESTS}"
+        return Hold.ColdCache, f" (not counted while {caches}: {limit} requests)"
+    # A fixed limit holds whatever stable does, so it needs no likeness.
+    decides = check.ratio is not None and verdict is not Verdict.Inconclusive
+    if decides and (unlike := describe_mix(state, check.metric)):
+        ways_out = "where sessions stick, wait for more of them; or guard errors or maxSeconds"
+        return Hold.UnlikeMix, f" (no comparison, as {unlike}: {ways_out})"
+    return None
+
+
+def _mute(check: Check, window: Window | None) -> Iterator[str]:
+    """Whose engines serve and do not publish the times."""
+    if window is None:
+        return
+    tracks = [("the canary's engines", window.canary)]
+    if check.ratio is not None:
+        tracks.append(("stable's engines", window.stable))
+    for whose, counts in tracks:
+        if counts is not None and counts.requests and check.histogram(counts) is None:
+            yield whose
+
+
 def _why_held(check: Check, tally: Tally, served: float, hold: Hold | None) -> str:
     if hold is Hold.Learning:
         seen = tally.lookback.total if tally.lookback else 0
@@ -250,3 +329,9 @@ def _why_held(check: Check, tally: Tally, served: float, hold: Hold | None) -> s
     if hold is Hold.TooFew:
         return f" ({served:.0f} of {check.min_requests} canary requests)"
     return " (undecided)" if hold is Hold.Undecided else ""
+
+
+def _note(check: Check, tally: Tally, state: JudgeState) -> str:
+    """What a person should know of the evidence on times, though it counts."""
+    caches = describe_caches(state)
+    return f"; {caches}" if caches and tally.canary_requests and check.metric != "errors" else ""

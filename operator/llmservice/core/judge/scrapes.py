@@ -56,18 +56,13 @@ def count_increase(
 
 def _since(before: Counts, after: Counts) -> Counts:
     """The increase; counters that fell were started anew, and have counted from zero since."""
-    if (before.ttft.edges, before.latency.edges) != (after.ttft.edges, after.latency.edges):
+    if before.edges != after.edges:
         return after
     increase = after - before
-    numbers = (increase.requests, increase.failed, *increase.ttft.counts, *increase.latency.counts)
-    return after if min(numbers) < 0 else increase
+    return after if min(increase.numbers) < 0 else increase
 
 
 def _sum(counts: list[Counts]) -> Counts | None:
     """Pods of one track run the same engine; one with other edges is left out."""
-    alike = [
-        each
-        for each in counts
-        if (each.ttft.edges, each.latency.edges) == (counts[0].ttft.edges, counts[0].latency.edges)
-    ]
+    alike = [each for each in counts if each.edges == counts[0].edges]
     return reduce(add, alike) if alike else None

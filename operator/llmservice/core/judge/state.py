@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from pydantic.alias_generators import to_camel
 
-from llmservice.core.judge.counts import Histogram
+from llmservice.core.judge.counts import Histogram, Tokens
 
 _Amount = Annotated[float, Field(ge=0)]
 _STRICT = ConfigDict(allow_inf_nan=False, extra="forbid", alias_generator=to_camel)
@@ -44,8 +44,14 @@ class JudgeState:
     """Since the canary began."""
     step_requests: _Amount = 0.0
     """Since the step began; each step needs requests of its own, as load may change a verdict."""
+    cold_requests: _Amount = 0.0
+    """Of these, what was served before the prefix cache was warm. A step may bring new pods."""
     tallies: Mapping[str, Tally] = field(default_factory=dict)
     """By the check's label: a guardrail that is edited starts anew, the others go on."""
+    canary_tokens: Tokens = field(default_factory=Tokens)
+    """Of windows of this step in which both tracks were heard and the canary served."""
+    stable_tokens: Tokens = field(default_factory=Tokens)
+    """Of the same windows."""
 
 
 _ADAPTER = TypeAdapter(JudgeState)

@@ -7,6 +7,8 @@ from typing import Literal
 
 from llmservice.core.judge.counts import (
     FINE_EDGES,
+    FINE_ITL_EDGES,
+    VLLM_ITL_EDGES,
     VLLM_LATENCY_EDGES,
     VLLM_TTFT_EDGES,
     Counts,
@@ -29,6 +31,8 @@ class Request:
     latency: float | None
     """Seconds; None where it never ended."""
     failed: bool
+    itl: float | None = None
+    """Mean seconds between its tokens; None where there were not two."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +41,12 @@ class Buckets:
 
     ttft: tuple[float, ...]
     latency: tuple[float, ...]
+    itl: tuple[float, ...]
 
 
-FINE = Buckets(FINE_EDGES, FINE_EDGES)
+FINE = Buckets(FINE_EDGES, FINE_EDGES, FINE_ITL_EDGES)
 """An engine that was given finer edges (``--custom-histogram-buckets``)."""
-VLLM = Buckets(VLLM_TTFT_EDGES, VLLM_LATENCY_EDGES)
+VLLM = Buckets(VLLM_TTFT_EDGES, VLLM_LATENCY_EDGES, VLLM_ITL_EDGES)
 """An engine as it comes."""
 
 
@@ -81,4 +86,5 @@ def _count(window: list[Request], track: Track, buckets: Buckets) -> Counts:
         failed=len(mine) - len(fine),
         ttft=Histogram.of(buckets.ttft, (r.ttft for r in fine if r.ttft is not None)),
         latency=Histogram.of(buckets.latency, (r.latency for r in fine if r.latency is not None)),
+        itl=Histogram.of(buckets.itl, (r.itl for r in fine if r.itl is not None)),
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 from llmservice.api import names
 from llmservice.api.v1alpha1 import LLMServiceSpec
-from llmservice.core.observed import Manifest, ServiceObject
+from llmservice.core.observed import Child, Manifest, ServiceObject
 from llmservice.core.revisions import Revision
 
 DEADLINE_MARGIN_SECONDS = 600
@@ -64,7 +64,7 @@ def build_disruption_budget(service: ServiceObject) -> Manifest:
 def build_controller_revision(service: ServiceObject, revision: Revision) -> Manifest:
     """The revision's memory: the exact pod template, and its number."""
     return {
-        **_revision_header(service, "apps/v1", "ControllerRevision", revision.hash),
+        **revision_header(service, "apps/v1", "ControllerRevision", revision.hash),
         "revision": revision.number,
         "data": revision.data,
     }
@@ -79,7 +79,7 @@ def build_headless_service(service: ServiceObject, revision_hash: str) -> Manife
         "protocol": "TCP",
     }
     return {
-        **_revision_header(service, "v1", "Service", revision_hash),
+        **revision_header(service, "v1", "Service", revision_hash),
         "spec": {
             "clusterIP": "None",
             "selector": names.revision_selector(service.key.name, revision_hash),
@@ -89,13 +89,13 @@ def build_headless_service(service: ServiceObject, revision_hash: str) -> Manife
 
 
 def build_deployment(
-    service: ServiceObject, spec: LLMServiceSpec, revision: Revision, replicas: int
+    service: ServiceObject, spec: LLMServiceSpec, revision: Revision, replicas: int | None
 ) -> Manifest:
-    """One revision's pods."""
+    """One revision's pods; ``replicas`` is None where an autoscaler counts them."""
     return {
-        **_revision_header(service, "apps/v1", "Deployment", revision.hash),
+        **revision_header(service, "apps/v1", "Deployment", revision.hash),
         "spec": {
-            "replicas": replicas,
+            **({} if replicas is None else {"replicas": replicas}),
             "revisionHistoryLimit": 0,
             "progressDeadlineSeconds": spec.engine.startup_timeout_seconds
             + DEADLINE_MARGIN_SECONDS,
@@ -105,9 +105,10 @@ def build_deployment(
     }
 
 
-def _revision_header(
+def revision_header(
     service: ServiceObject, api_version: str, kind: str, revision_hash: str
 ) -> dict[str, Any]:
+    """:func:`header` of a child that each revision has one of."""
     name = names.revision_name(service.key.name, revision_hash)
     found = header(service, api_version, kind, name)
     found["metadata"]["labels"][names.REVISION_LABEL] = revision_hash
@@ -133,4 +134,22 @@ def header(service: ServiceObject, api_version: str, kind: str, name: str) -> di
             "labels": names.instance_labels(service.key.name),
             "ownerReferences": [owner],
         },
+    }
+
+
+def build_scale(live: Child, service: ServiceObject, replicas: int) -> Manifest:
+    """The number of pods of a live Deployment, and nothing else of it.
+
+    It holds for the version that was seen only: an autoscaler may be faster.
+    """
+    metadata = {
+        "name": live.ref.name,
+        "namespace": service.key.namespace,
+        "resourceVersion": live.resource_version,
+    }
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": metadata,
+        "spec": {"replicas": replicas},
     }

@@ -16,6 +16,7 @@ from llmservice.core.config import Config
 from llmservice.core.observed import Manifest, ServiceObject
 from llmservice.core.resources.children import header
 from llmservice.core.resources.pod import PRE_STOP_SECONDS, STOP_MARGIN_SECONDS
+from llmservice.core.revisions import content_hash
 from llmservice.core.router.envoy import BOOTSTRAP, READY_PATH
 
 AGENT_CONTAINER = "route-agent"
@@ -23,8 +24,8 @@ ENVOY_CONTAINER = "envoy"
 CONFIG_DIR = "/config"
 AGENT_START_SECONDS = 60
 """The agent reads traffic and endpoints from the API server before it says that it is ready."""
-ENVOY_THREADS = 2
-"""By default Envoy takes all cores of the node, and memory and connections for each of them."""
+ENVOY_THREADS = 1
+"""Each thread would have a queue of its own, and not know what the others hand on."""
 
 _TOKEN_DIR = "/var/run/secrets/kubernetes.io/serviceaccount"  # noqa: S105 - where clients look
 _TOKEN_SECONDS = 3607
@@ -137,7 +138,7 @@ def _pod_spec(service: ServiceObject, drain_seconds: int, config: Config) -> Man
         "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
         "topologySpreadConstraints": [spread],
         "initContainers": [_agent(service, drain_seconds, config.operator_image)],
-        "containers": [_envoy(config.router_image)],
+        "containers": [_envoy(service, config.router_image)],
         "volumes": [
             {"name": "config", "emptyDir": {"sizeLimit": "16Mi"}},
             {"name": "token", "projected": {"sources": _credentials()}},
@@ -167,6 +168,7 @@ def _agent(service: ServiceObject, drain_seconds: int, image: str) -> Manifest:
             f"--namespace={service.key.namespace}",
             f"--folder={CONFIG_DIR}",
             f"--propagation-seconds={PRE_STOP_SECONDS}",
+            f"--drain-path={_drain_path(service)}",
             f"--drain-seconds={drain_seconds}",
         ],
         "ports": [
@@ -186,7 +188,12 @@ def _agent(service: ServiceObject, drain_seconds: int, image: str) -> Manifest:
     }
 
 
-def _envoy(image: str) -> Manifest:
+def _drain_path(service: ServiceObject) -> str:
+    """Known to whoever may read the pod, and to nobody who merely reaches it by the network."""
+    return f"/drain/{content_hash(service.uid)}"
+
+
+def _envoy(service: ServiceObject, image: str) -> Manifest:
     return {
         "name": ENVOY_CONTAINER,
         "image": image,
@@ -211,7 +218,9 @@ def _envoy(image: str) -> Manifest:
         },
         # The agent answers when no request is left; SIGTERM by itself would cut every stream.
         "lifecycle": {
-            "preStop": {"httpGet": {"path": "/drain", "port": names.ROUTER_AGENT_PORT}},
+            "preStop": {
+                "httpGet": {"path": _drain_path(service), "port": names.ROUTER_AGENT_PORT},
+            },
         },
         # Measured on Envoy 1.40: 65 MiB idle, and 45 KiB plus twice its body for each request
         # that waits for its answer. No CPU limit: what is throttled here delays every token.

@@ -16,6 +16,7 @@ from llmservice.core.router.desired import (
     RefusedTraffic,
     Traffic,
     format_traffic,
+    handed_limit,
     refuse_shift,
 )
 from llmservice.core.router.report import TrackReport
@@ -37,10 +38,22 @@ engine that hung up in the middle of a request, before its first byte or after. 
 up counts nowhere. Only a request that no engine connects to is counted more than once: with every
 attempt, and with the 503 that the client gets."""
 
-COUNTERS = r"^cluster\.(share|track)-[^.]+\.({})$".format(
-    "|".join(re.escape(name) for name in (*_REQUESTS, *_ACTIVE, *_FAILURES))
+_GATE, _WAITING, _HANDED = "gate", "upstream_rq_pending_active", "upstream_cx_active"
+_AT_A_GATE = {
+    _WAITING: ("upstream_rq_pending_active",),
+    "upstream_rq_pending_overflow": ("upstream_rq_completed", "upstream_rq_5xx"),
+}
+"""As what a gate's counters count: who waits there is the track's work already, and who is turned
+away because too many wait is one that it failed, as where there is no gate."""
+
+COUNTERS = r"^cluster\.(?:(?:share|track)-[^.]+\.(?:{})|{}-[^.]+\.(?:{}))$".format(
+    "|".join(re.escape(name) for name in (*_REQUESTS, *_ACTIVE, *_FAILURES)),
+    _GATE,
+    "|".join(_AT_A_GATE),
 )
 """Regular expression of the counters that :func:`count_tracks` needs, by full name."""
+GATES = rf"^cluster\.{_GATE}-[^.]+\.(?:{_WAITING}|{_HANDED})$"
+"""The same for :func:`read_gates`."""
 
 Endpoints = Mapping[str, tuple[Endpoint, ...]]
 """Engines by the track's name."""
@@ -105,11 +118,51 @@ def count_tracks(stats: Mapping[str, int]) -> dict[str, TrackReport]:
     """
     tracks: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
     for name, value in stats.items():
-        found = re.match(COUNTERS, name)
-        if found is not None:
-            track = name.split(".")[1].partition("-")[2]
-            tracks[track][found[2]] += value
+        if re.match(COUNTERS, name):
+            _, cluster, counter = name.split(".", 2)
+            kind, _, track = cluster.partition("-")
+            for meant in _AT_A_GATE[counter] if kind == _GATE else (counter,):
+                tracks[track][meant] += value
     return {name: _report(counters) for name, counters in sorted(tracks.items())}
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """The queue of a track, now."""
+
+    waiting: int
+    handed: int
+    """Requests that have passed it and are not answered yet."""
+
+
+def read_gates(stats: Mapping[str, int]) -> dict[str, Gate]:
+    """The gates by their tracks' names; none where engines are handed whatever comes.
+
+    Args:
+        stats: Envoy's counters that match :data:`GATES`.
+    """
+    clusters = {name.split(".")[1] for name in stats}
+    return {
+        cluster.partition("-")[2]: Gate(
+            stats.get(f"cluster.{cluster}.{_WAITING}", 0),
+            stats.get(f"cluster.{cluster}.{_HANDED}", 0),
+        )
+        for cluster in sorted(clusters)
+    }
+
+
+def stuck_gates(gates: Mapping[str, Gate], traffic: Traffic) -> dict[str, int]:
+    """Where requests wait though more may be handed on: how many more, by the track's name.
+
+    Envoy looks at a limit when a request comes or ends, and not when the limit rises.
+    """
+    stuck = {}
+    for track in traffic.tracks:
+        gate, limit = gates.get(track.name, Gate(0, 0)), handed_limit(traffic, track)
+        more = gate.waiting if limit is None else min(gate.waiting, limit - gate.handed)
+        if more > 0:
+            stuck[track.name] = more
+    return stuck
 
 
 def _report(counters: Mapping[str, int]) -> TrackReport:

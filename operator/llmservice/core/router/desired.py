@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from ipaddress import ip_address
+from math import ceil
 from typing import Annotated
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
@@ -74,12 +75,21 @@ class Track:
     weight: Annotated[int, Field(ge=0, le=TOTAL_WEIGHT)]
     """Share in hundredths of a percent."""
     capacity: Capacity
+    """Without effect where ``per_engine`` says how much is handed on."""
     endpoints: tuple[Endpoint, ...] = ()
+    per_engine: Count | None = None
+    """Requests that one engine is handed at most, by all routers together; the others wait in the
+    routers, where they can still go to any engine. None hands on whatever comes."""
 
     @property
     def is_serving(self) -> bool:
         """Whether an engine is ready."""
-        return any(endpoint.ready for endpoint in self.endpoints)
+        return self.ready > 0
+
+    @property
+    def ready(self) -> int:
+        """How many engines are ready."""
+        return sum(endpoint.ready for endpoint in self.endpoints)
 
 
 @with_config(_STRICT)
@@ -114,6 +124,29 @@ class Traffic:
     track_header: bool = False
     """Whether a client may choose its track by a header. Otherwise the header is dropped."""
     limits: Limits = field(default_factory=Limits)
+    routers: Annotated[int, Field(ge=1, le=1000)] = 1
+    """How many router pods share this traffic: each hands on its part of what engines take."""
+    max_waiting: Count = 1024
+    """Requests that may wait in one router for the engines of a track, beside as many as it may
+    hand on; the next gets 503."""
+
+    hold_seconds: Annotated[int, Field(ge=0, le=3600)] = 0
+    """How long a request waits for the first engine while none is ready; 0 answers 503 at once."""
+
+    @property
+    def is_gated(self) -> bool:
+        """Whether requests pass a gate, where they wait: all or none."""
+        return self.holds or any(track.per_engine is not None for track in self.tracks)
+
+    @property
+    def holds(self) -> bool:
+        """Whether requests wait for the first engine."""
+        return self.hold_seconds > 0
+
+    @property
+    def is_serving(self) -> bool:
+        """Whether any engine is ready."""
+        return any(track.is_serving for track in self.tracks)
 
     def track(self, name: str) -> Track | None:
         """The track of this name."""
@@ -145,8 +178,26 @@ def parse_traffic(text: str | bytes) -> Traffic | RefusedTraffic:
 
 
 def format_traffic(traffic: Traffic) -> str:
-    """The traffic as JSON; equal traffic gives equal text."""
-    return _ADAPTER.dump_json(traffic).decode()
+    """The traffic as JSON; equal traffic gives equal text.
+
+    What is as it is by default is left out: a router of an older release refuses names that it
+    does not know, and may understand all else.
+    """
+    return _ADAPTER.dump_json(traffic, exclude_defaults=True).decode()
+
+
+def handed_limit(traffic: Traffic, track: Track) -> int | None:
+    """Requests of a track that one router hands on at most; None is no limit.
+
+    Those of a track without a ready engine are stable's to answer. With no engine at all it is
+    one, who asks for all that wait behind it; or whoever comes, to be told that there is none.
+    """
+    if not traffic.is_serving:
+        return 1 if traffic.holds else None
+    answering = track if track.is_serving else traffic.track(traffic.stable)
+    if answering is None or not answering.is_serving or answering.per_engine is None:
+        return None
+    return ceil(answering.ready * answering.per_engine / traffic.routers)
 
 
 def check_traffic(traffic: Traffic) -> Traffic | RefusedTraffic:

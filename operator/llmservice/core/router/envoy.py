@@ -7,29 +7,58 @@ Two kinds of clusters: ``track-NAME`` has the engines of a revision, and ``share
 route sends a canary's share to: [that track, the stable one]. A request that the canary cannot
 take is answered by stable, while the failure is counted (``core/router/agent.py``). The share of
 stable itself never falls on a canary: it is sized for its own share and not yet trusted.
+
+Where a track says how much an engine is handed, its requests pass Envoy twice. The routes for
+clients lead to ``gate-TRACK``, whose one endpoint is a second listener inside this Envoy, and only
+the routes there choose an engine. A request is one connection to that endpoint, so the limit of
+connections is what all engines are handed, and who waits for a connection waits in one queue, in
+order, for whichever engine has room first (docs/decisions/0009). Where requests are to be held
+while there is no engine at all, shares end at the agent, which keeps the first in line until there
+is one: [track, stable, ``hold``].
 """
 
 import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
-from llmservice.core.router.desired import Affinity, Endpoint, Limits, Track, Traffic
-
-Json = dict[str, Any]
+from llmservice.core.router.clusters import (
+    ENGINES,
+    TYPE,
+    Json,
+    build_assignment,
+    build_clusters,
+    build_runtime,
+    endpoints_file,
+    from_file,
+    gate_cluster,
+    share_cluster,
+    socket_address,
+    track_cluster,
+)
+from llmservice.core.router.desired import Affinity, Limits, Track, Traffic
 
 BOOTSTRAP, LISTENERS, CLUSTERS, ROUTES = "bootstrap.json", "lds.json", "cds.json", "rds.json"
-ENDPOINTS = "eds-"
-"""How the name of each track's file of engines begins."""
+RUNTIME = "rtds.json"
+"""What changes too often for a cluster's definition: a new one would drop its queue."""
 READY_PATH = "/router/ready"
 """Answers 200 until a drain begins."""
 TRACK_HEADER = "x-llm-track"
-STAT_PREFIX = "ingress"
+GATE_HEADER = "x-llm-gate"
+"""Set by the routes for clients, never by clients: the cluster behind the gate."""
+START_HEADER = "x-request-start"
+"""When a request came, in seconds since 1970, for who holds it."""
+NO_RETRY_HEADER = "x-envoy-ratelimited"
+"""Of an answer that Envoy must not try to better."""
+NUDGE = "nudge"
+NUDGE_PATH = "/router/nudge/"
+"""With a track's name behind it: a request that no engine sees (adapters/route_files.py)."""
+RETRY_AFTER_SECONDS = 5
+"""When a client that found the queue full may try again."""
+INGRESS = STAT_PREFIX = "ingress"
 METADATA = "llmservice"
 
-_TYPE = "type.googleapis.com/envoy"
-_HTTP = f"{_TYPE}.extensions.filters.http"
+_HTTP = f"{TYPE}.extensions.filters.http"
 _BUFFER = "envoy.filters.http.buffer"
 
 
@@ -44,28 +73,17 @@ class RouterSettings:
     address: str = "0.0.0.0"  # noqa: S104 - a router's pod is reached from everywhere
     connections: int = 10_000
     """Open connections of clients; more are refused, so that they cannot take all memory."""
-
-
-def endpoints_file(track: str) -> str:
-    """The file with a track's engines: Envoy reads one cluster's endpoints from each file."""
-    return f"{ENDPOINTS}{track}.json"
-
-
-def track_cluster(track: str) -> str:
-    """The cluster with the engines of a track."""
-    return f"track-{track}"
-
-
-def share_cluster(traffic: Traffic, track: str) -> str:
-    """Where a route sends the share of a track."""
-    return track_cluster(track) if track == traffic.stable else f"share-{track}"
+    memory_bytes: int = 900 << 20
+    """Heap above which requests are refused, and the largest ones dropped if it rises on."""
 
 
 def build_static_files(settings: RouterSettings) -> dict[str, str]:
     """The files that never change while a router runs."""
     return {
         BOOTSTRAP: _dump(_bootstrap(settings)),
-        LISTENERS: _discovery([_listener(settings)], "Listener", "config.listener.v3"),
+        LISTENERS: _discovery(
+            [_listener(settings), _engines_listener(settings)], "Listener", "config.listener.v3"
+        ),
     }
 
 
@@ -78,11 +96,12 @@ def build_traffic_files(traffic: Traffic, folder: str) -> dict[str, str]:
     """
     files = {
         endpoints_file(track.name): _discovery(
-            [_assignment(track)], "ClusterLoadAssignment", "config.endpoint.v3"
+            [build_assignment(traffic, track)], "ClusterLoadAssignment", "config.endpoint.v3"
         )
         for track in traffic.tracks
     }
-    clusters = [_signed(cluster) for cluster in _clusters(traffic, folder)]
+    files[RUNTIME] = _dump({"resources": [build_runtime(traffic)]})
+    clusters = [_signed(cluster) for cluster in build_clusters(traffic, folder)]
     files[CLUSTERS] = _discovery(clusters, "Cluster", "config.cluster.v3")
     files[ROUTES] = _discovery([_routes(traffic)], "RouteConfiguration", "config.route.v3")
     return files
@@ -93,7 +112,7 @@ def _dump(document: Json) -> str:
 
 
 def _discovery(resources: list[Json], kind: str, package: str) -> str:
-    typed = [{"@type": f"{_TYPE}.{package}.{kind}", **resource} for resource in resources]
+    typed = [{"@type": f"{TYPE}.{package}.{kind}", **resource} for resource in resources]
     return _dump({"resources": typed})
 
 
@@ -113,18 +132,11 @@ def own_metadata(resource: Json, key: str) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def _from_file(folder: str, name: str) -> Json:
-    # Only a rename is noticed, a rewrite in place never; and a folder that a volume swaps as a
-    # whole (a symlink of Kubernetes) only when the folder is watched and not the file.
-    source = {"path": f"{folder}/{name}", "watched_directory": {"path": folder}}
-    return {"path_config_source": source, "resource_api_version": "V3"}
-
-
 def _bootstrap(settings: RouterSettings) -> Json:
-    limit = {
+    connections = {
         "name": "envoy.resource_monitors.global_downstream_max_connections",
         "typed_config": {
-            "@type": f"{_TYPE}.extensions.resource_monitors.downstream_connections.v3"
+            "@type": f"{TYPE}.extensions.resource_monitors.downstream_connections.v3"
             ".DownstreamConnectionsConfig",
             "max_active_downstream_connections": settings.connections,
         },
@@ -132,61 +144,167 @@ def _bootstrap(settings: RouterSettings) -> Json:
     return {
         "node": {"id": "router", "cluster": "llmservice"},
         # The admin port can stop and read everything: only the pod itself reaches it.
-        "admin": {"address": _socket("127.0.0.1", settings.admin_port)},
+        "admin": {"address": socket_address("127.0.0.1", settings.admin_port)},
         "dynamic_resources": {
-            "lds_config": _from_file(settings.folder, LISTENERS),
-            "cds_config": _from_file(settings.folder, CLUSTERS),
+            "lds_config": from_file(settings.folder, LISTENERS),
+            "cds_config": from_file(settings.folder, CLUSTERS),
         },
-        "overload_manager": {"resource_monitors": [limit]},
+        "overload_manager": _overload(settings, connections),
+        "bootstrap_extensions": [
+            {
+                "name": "envoy.bootstrap.internal_listener",
+                "typed_config": {
+                    "@type": f"{TYPE}.extensions.bootstrap.internal_listener.v3.InternalListener"
+                },
+            }
+        ],
+        "layered_runtime": {
+            "layers": [
+                {
+                    "name": ENGINES,
+                    "rtds_layer": {
+                        "name": ENGINES,
+                        "rtds_config": from_file(settings.folder, RUNTIME),
+                    },
+                }
+            ]
+        },
     }
 
 
-def _socket(address: str, port: int) -> Json:
-    return {"socket_address": {"address": address, "port_value": port}}
+def _overload(settings: RouterSettings, connections: Json) -> Json:
+    heap = "envoy.resource_monitors.fixed_heap"
+    config = f"{TYPE}.extensions.resource_monitors.fixed_heap.v3.FixedHeapConfig"
+
+    def above(share: float) -> Json:
+        return {"name": heap, "threshold": {"value": share}}
+
+    return {
+        "refresh_interval": "0.1s",
+        "resource_monitors": [
+            connections,
+            {
+                "name": heap,
+                "typed_config": {
+                    "@type": config,
+                    "max_heap_size_bytes": settings.memory_bytes,
+                },
+            },
+        ],
+        # Bodies are kept while their requests wait, so it takes few long ones to fill the memory.
+        "actions": [
+            {
+                "name": "envoy.overload_actions.stop_accepting_requests",
+                "triggers": [above(0.8)],
+            },
+        ],
+        "loadshed_points": [
+            {
+                # Those that were accepted before may still send their bodies.
+                "name": "envoy.load_shed_points.http1_server_abort_dispatch",
+                "triggers": [above(0.9)],
+            },
+        ],
+    }
 
 
 def _listener(settings: RouterSettings) -> Json:
-    manager = {
-        "@type": f"{_TYPE}.extensions.filters.network.http_connection_manager.v3"
+    return {
+        "name": INGRESS,
+        "address": socket_address(settings.address, settings.port),
+        # What a drain is about: the other one takes requests for as long as any of these wait.
+        "traffic_direction": "INBOUND",
+        "filter_chains": _chains(_manager(settings) | _for_clients()),
+    }
+
+
+def _engines_listener(settings: RouterSettings) -> Json:
+    manager = _manager(settings) | {
+        "stat_prefix": ENGINES,
+        "http_filters": [_buffer_filter(), _router_filter()],
+    }
+    return {
+        "name": ENGINES,
+        "internal_listener": {},
+        # Whoever has waited is not refused in the end.
+        "ignore_global_conn_limit": True,
+        "bypass_overload_manager": True,
+        "filter_chains": _chains(manager),
+    }
+
+
+def _chains(manager: Json) -> list[Json]:
+    network = {"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}
+    return [{"filters": [network]}]
+
+
+def _manager(settings: RouterSettings) -> Json:
+    return {
+        "@type": f"{TYPE}.extensions.filters.network.http_connection_manager.v3"
         ".HttpConnectionManager",
-        "stat_prefix": STAT_PREFIX,
         "rds": {
             "route_config_name": "routes",
-            "config_source": _from_file(settings.folder, ROUTES),
+            "config_source": from_file(settings.folder, ROUTES),
         },
         # A prefill may be silent for minutes and a stream may last for hours.
         "stream_idle_timeout": "0s",
         "request_timeout": "0s",
-        # Slow headers are no prefill: they only hold a connection.
-        "request_headers_timeout": "10s",
-        "common_http_protocol_options": {"max_headers_count": 100},
-        "max_request_headers_kb": 60,
-        "use_remote_address": True,
+        "common_http_protocol_options": {"max_headers_count": 110},
+        "max_request_headers_kb": 64,
         # Nobody is internal: a client in the cluster is a client, and x-envoy-* headers of an
         # internal one would set retries and time limits. An empty list would mean all private
         # addresses, so this is one that no client has.
         "internal_address_config": {
             "cidr_ranges": [{"address_prefix": "0.0.0.0", "prefix_len": 32}]  # noqa: S104
         },
-        "early_header_mutation_extensions": [_without_envoy_headers()],
+    }
+
+
+def _for_clients() -> Json:
+    return {
+        "stat_prefix": STAT_PREFIX,
+        # Slow headers are no prefill: they only hold a connection.
+        "request_headers_timeout": "10s",
+        # Less than behind the gate, which sees what is added here.
+        "common_http_protocol_options": {"max_headers_count": 100},
+        "max_request_headers_kb": 60,
+        "use_remote_address": True,
+        "early_header_mutation_extensions": [_without_own_headers()],
         "normalize_path": True,
         "merge_slashes": True,
+        "local_reply_config": {"mappers": [_overflow()]},
         "http_filters": _filters(),
     }
-    network = {"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}
+
+
+def _overflow() -> Json:
+    """What a client is told when too many wait already."""
+    error = {
+        "message": "Too many requests are waiting for this model. Try again later.",
+        "type": "service_unavailable",
+        "param": None,
+        "code": "queue_full",
+    }
+    aborted = {"op": "EQ", "value": {"default_value": 500, "runtime_key": "router.aborted"}}
+    reasons = [
+        {"response_flag_filter": {"flags": ["UO", "OM"]}},
+        # What becomes of a body for which there is no memory.
+        {"status_code_filter": {"comparison": aborted}},
+    ]
     return {
-        "name": "ingress",
-        "address": _socket(settings.address, settings.port),
-        "filter_chains": [{"filters": [network]}],
+        "filter": {"or_filter": {"filters": reasons}},
+        "status_code": 503,
+        "headers_to_add": [_set("retry-after", str(RETRY_AFTER_SECONDS))],
+        "body_format_override": {"json_format": {"error": error}},
     }
 
 
-def _without_envoy_headers() -> Json:
-    extension = f"{_TYPE}.extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation"
+def _without_own_headers() -> Json:
+    extension = f"{TYPE}.extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation"
     matched = {"remove_on_match": {"key_matcher": {"prefix": "x-envoy-", "ignore_case": True}}}
     return {
         "name": "envoy.http.early_header_mutation.header_mutation",
-        "typed_config": {"@type": extension, "mutations": [matched]},
+        "typed_config": {"@type": extension, "mutations": [matched, {"remove": GATE_HEADER}]},
     }
 
 
@@ -202,17 +320,21 @@ def _filters() -> list[Json]:
                 "headers": [ready],
             },
         },
-        {
-            # Off here and on in the routes, so that a changed limit needs no new listener.
-            "name": _BUFFER,
-            "disabled": True,
-            "typed_config": _buffer(Limits()),
-        },
-        {
-            "name": "envoy.filters.http.router",
-            "typed_config": {"@type": f"{_HTTP}.router.v3.Router"},
-        },
+        _buffer_filter(),
+        _router_filter(),
     ]
+
+
+def _buffer_filter() -> Json:
+    # Off here and on in the routes, so that a changed limit needs no new listener.
+    return {"name": _BUFFER, "disabled": True, "typed_config": _buffer(Limits())}
+
+
+def _router_filter() -> Json:
+    return {
+        "name": "envoy.filters.http.router",
+        "typed_config": {"@type": f"{_HTTP}.router.v3.Router"},
+    }
 
 
 def _buffer(limits: Limits) -> Json:
@@ -223,7 +345,12 @@ def _routes(traffic: Traffic) -> Json:
     host = {
         "name": "service",
         "domains": ["*"],
-        "routes": [*_chosen_tracks(traffic), _split(traffic)],
+        "routes": [
+            *_behind_gates(traffic),
+            *_nudges(traffic),
+            *_chosen_tracks(traffic),
+            _split(traffic),
+        ],
         # A retry needs the whole request, and Envoy's own buffers are smaller than a long prompt.
         "typed_per_filter_config": {
             _BUFFER: {
@@ -242,16 +369,60 @@ def _routes(traffic: Traffic) -> Json:
     }
 
 
+def _behind_gates(traffic: Traffic) -> Iterator[Json]:
+    """Routes of the second listener; a client's request has no such header."""
+    if not traffic.is_gated:
+        return
+    yield {"match": _where(GATE_HEADER, NUDGE), "direct_response": {"status": 204}}
+    targets = {track_cluster(track.name) for track in traffic.tracks}
+    targets |= {share_cluster(traffic, track.name) for track in traffic.tracks}
+    for cluster in sorted(targets):
+        yield _from_gate(traffic, {"string_match": {"exact": cluster}}, cluster)
+    # Who has waited while its track went is answered by the one that is left.
+    yield _from_gate(traffic, {"present_match": True}, track_cluster(traffic.stable))
+
+
+def _from_gate(traffic: Traffic, value: Json, cluster: str) -> Json:
+    action = _action(traffic, {"cluster": cluster})
+    if cluster == share_cluster(traffic, traffic.stable):
+        # The next in line is who holds requests, and not another engine.
+        del action["retry_policy"]["retry_priority"]
+    return {
+        "match": {"prefix": "/", "headers": [{"name": GATE_HEADER, **value}]},
+        "route": action,
+        "request_headers_to_remove": [GATE_HEADER],
+        "response_headers_to_remove": [NO_RETRY_HEADER],
+    }
+
+
+def _where(header: str, value: str) -> Json:
+    return {"prefix": "/", "headers": [{"name": header, "string_match": {"exact": value}}]}
+
+
+def _nudges(traffic: Traffic) -> Iterator[Json]:
+    """Routes that make a queue look whether its limit has risen."""
+    if not traffic.is_gated:
+        return
+    for track in traffic.tracks:
+        yield {
+            "match": {"path": f"{NUDGE_PATH}{track.name}"},
+            "route": {"cluster": gate_cluster(track.name), "timeout": "0s"},
+            "request_headers_to_add": [_set(GATE_HEADER, NUDGE)],
+        }
+
+
 def _chosen_tracks(traffic: Traffic) -> Iterator[Json]:
     """Routes for clients that name a track; it answers or fails by itself, so it can be tried."""
     if not traffic.track_header:
         return
     for track in traffic.tracks:
-        header = {"name": TRACK_HEADER, "string_match": {"exact": track.name}}
-        yield {
-            "match": {"prefix": "/", "headers": [header]},
-            "route": _action(traffic, {"cluster": track_cluster(track.name)}),
-        }
+        cluster = track_cluster(track.name)
+        match = _where(TRACK_HEADER, track.name)
+        if traffic.is_gated:
+            action = _action(traffic, {"cluster": gate_cluster(track.name)}, retries=False)
+            yield {"match": match, "route": action, **_to_gate(cluster)}
+        else:
+            yield {"match": match, "route": _action(traffic, {"cluster": cluster})}
 
 
 def _split(traffic: Traffic) -> Json:
@@ -261,21 +432,39 @@ def _split(traffic: Traffic) -> Json:
         (track for track in traffic.tracks if track.weight),
         key=lambda track: track.name == traffic.stable,
     )
-    clusters = [
-        {"name": share_cluster(traffic, track.name), "weight": track.weight} for track in shares
-    ]
-    weighted: Json = {"clusters": clusters}
+    weighted: Json = {"clusters": [_share(traffic, track) for track in shares]}
     if traffic.affinity is not None:
         weighted["use_hash_policy"] = True
-    return {"match": {"prefix": "/"}, "route": _action(traffic, {"weighted_clusters": weighted})}
+    # Behind a gate a request is tried again, and does not wait again.
+    action = _action(traffic, {"weighted_clusters": weighted}, retries=not traffic.is_gated)
+    return {"match": {"prefix": "/"}, "route": action}
 
 
-def _action(traffic: Traffic, target: Json) -> Json:
-    action = {
-        **target,
-        "timeout": "0s",  # the default of 15 s would cut almost every answer
-        "retry_policy": _retries(),
+def _share(traffic: Traffic, track: Track) -> Json:
+    cluster = share_cluster(traffic, track.name)
+    if not traffic.is_gated:
+        return {"name": cluster, "weight": track.weight}
+    return {
+        "name": gate_cluster(track.name),
+        "weight": track.weight,
+        **_to_gate(cluster),
     }
+
+
+def _to_gate(cluster: str) -> Json:
+    start = _set(START_HEADER, "%START_TIME(%s.%3f)%")
+    return {"request_headers_to_add": [_set(GATE_HEADER, cluster), start]}
+
+
+def _set(header: str, value: str) -> Json:
+    added = {"key": header, "value": value}
+    return {"header": added, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
+
+
+def _action(traffic: Traffic, target: Json, *, retries: bool = True) -> Json:
+    action = {**target, "timeout": "0s"}  # the default of 15 s would cut almost every answer
+    if retries:
+        action["retry_policy"] = _retries()
     if traffic.affinity is not None:
         action["hash_policy"] = [_hash_policy(traffic.affinity)]
     return action
@@ -293,7 +482,7 @@ def _retries() -> Json:
         "retry_priority": {
             "name": "envoy.retry_priorities.previous_priorities",
             "typed_config": {
-                "@type": f"{_TYPE}.extensions.retry.priority.previous_priorities.v3"
+                "@type": f"{TYPE}.extensions.retry.priority.previous_priorities.v3"
                 ".PreviousPrioritiesConfig",
                 "update_frequency": 1,
             },
@@ -302,7 +491,7 @@ def _retries() -> Json:
             {
                 "name": "envoy.retry_host_predicates.previous_hosts",
                 "typed_config": {
-                    "@type": f"{_TYPE}.extensions.retry.host.previous_hosts.v3"
+                    "@type": f"{TYPE}.extensions.retry.host.previous_hosts.v3"
                     ".PreviousHostsPredicate"
                 },
             }
@@ -316,121 +505,3 @@ def _hash_policy(affinity: Affinity) -> Json:
     if affinity.cookie is not None:
         return {"cookie": {"name": affinity.cookie}}
     return {"header": {"header_name": affinity.header}}
-
-
-def _clusters(traffic: Traffic, folder: str) -> Iterator[Json]:
-    for track in traffic.tracks:
-        yield _engines(traffic, track, folder)
-    stable = track_cluster(traffic.stable)
-    for track in traffic.tracks:
-        if track.name != traffic.stable:
-            yield _fallback(track, stable)
-
-
-def _engines(traffic: Traffic, track: Track, folder: str) -> Json:
-    name = track_cluster(track.name)
-    cluster: Json = {
-        "name": name,
-        "type": "EDS",
-        "eds_cluster_config": {"eds_config": _from_file(folder, endpoints_file(track.name))},
-        "connect_timeout": "1s",
-        "lb_policy": "MAGLEV" if traffic.affinity else "LEAST_REQUEST",
-        "common_lb_config": {
-            # Otherwise requests go to unhealthy engines once half of them are.
-            "healthy_panic_threshold": {"value": 0},
-        },
-        # Otherwise an engine that left the endpoints is served as long as it looks healthy.
-        "ignore_health_on_host_removal": True,
-        "circuit_breakers": _breakers(track, retry_share=20.0, least_retries=3),
-        "outlier_detection": _ejection(is_stable=track.name == traffic.stable),
-        "typed_extension_protocol_options": _upstream_http(),
-        # A node that vanished closes nothing, and no timeout would end its streams.
-        "upstream_connection_options": {
-            "tcp_keepalive": {
-                "keepalive_time": 60,
-                "keepalive_interval": 10,
-                "keepalive_probes": 3,
-            }
-        },
-    }
-    if traffic.affinity:
-        # A popular session spills over to other engines instead of queueing at one.
-        cluster["common_lb_config"]["consistent_hashing_lb_config"] = {"hash_balance_factor": 125}
-    return cluster
-
-
-def _fallback(track: Track, stable: str) -> Json:
-    return {
-        "name": f"share-{track.name}",
-        "connect_timeout": "1s",
-        "lb_policy": "CLUSTER_PROVIDED",
-        "cluster_type": {
-            "name": "envoy.clusters.aggregate",
-            "typed_config": {
-                "@type": f"{_TYPE}.extensions.clusters.aggregate.v3.ClusterConfig",
-                "clusters": [track_cluster(track.name), stable],
-            },
-        },
-        # All that a canary holds may have to be moved at once when it dies; requests are counted
-        # in the clusters below this one, so only the least number has an effect here.
-        "circuit_breakers": _breakers(
-            track,
-            retry_share=100.0,
-            least_retries=track.capacity.requests + track.capacity.queued,
-        ),
-    }
-
-
-def _breakers(track: Track, *, retry_share: float, least_retries: int) -> Json:
-    # The defaults (1024 of each) are met by a few engines with long streams.
-    capacity = track.capacity
-    budget = {
-        "budget_percent": {"value": retry_share},
-        "min_retry_concurrency": least_retries,
-    }
-    limits = {
-        "max_connections": capacity.requests,
-        # Each of Envoy's threads may open one connection more, and a request that gets one but is
-        # over this number is refused, though it could wait.
-        "max_requests": capacity.requests + capacity.queued,
-        "max_pending_requests": capacity.queued,
-        "retry_budget": budget,
-    }
-    return {"thresholds": [limits]}
-
-
-def _ejection(*, is_stable: bool) -> Json:
-    return {
-        # Gateway errors and failed connections only: 500s in a row may come from one client.
-        "consecutive_gateway_failure": 5,
-        "enforcing_consecutive_gateway_failure": 100,
-        "enforcing_consecutive_5xx": 0,
-        "enforcing_success_rate": 0,
-        "interval": "1s",
-        "base_ejection_time": "10s",
-        # Of a canary all may go, as stable stands behind it; behind stable is nobody.
-        "max_ejection_percent": 50 if is_stable else 100,
-    }
-
-
-def _upstream_http() -> Json:
-    options = f"{_TYPE}.extensions.upstreams.http.v3.HttpProtocolOptions"
-    return {
-        "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
-            "@type": options,
-            # vLLM closes a connection that idles for 5 s (VLLM_HTTP_TIMEOUT_KEEP_ALIVE).
-            "common_http_protocol_options": {"idle_timeout": "4s"},
-            "explicit_http_config": {"http_protocol_options": {}},
-        }
-    }
-
-
-def _assignment(track: Track) -> Json:
-    # An engine that is not ready is left out and not marked as unhealthy: an aggregate cluster
-    # would send a part of the share to stable, as large as the part of engines that still start.
-    ready = [{"endpoint": _address(endpoint)} for endpoint in track.endpoints if endpoint.ready]
-    return {"cluster_name": track_cluster(track.name), "endpoints": [{"lb_endpoints": ready}]}
-
-
-def _address(endpoint: Endpoint) -> Json:
-    return {"address": _socket(endpoint.host, endpoint.port)}

@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from llmservice.core.router.clusters import ENDPOINTS, endpoints_file, track_cluster
 from llmservice.core.router.desired import Traffic
 from llmservice.core.router.envoy import (
     CLUSTERS,
-    ENDPOINTS,
     ROUTES,
+    RUNTIME,
     build_traffic_files,
-    endpoints_file,
     own_metadata,
 )
 
@@ -27,7 +27,7 @@ class Until(StrEnum):
     """What must be seen in Envoy before the next step."""
 
     Clusters = "Clusters"
-    """Exactly the clusters of the step's file are in use."""
+    """Exactly the clusters of the step's file are in use, with as many engines as listed."""
     Version = "Version"
     """The routes have the version of the traffic."""
 
@@ -45,6 +45,8 @@ class Step:
     until: Until
     clusters: Mapping[str, str | None] = field(default_factory=dict)
     """What ``Until.Clusters`` is about: digests of definitions by name."""
+    engines: Mapping[str, int] = field(default_factory=dict)
+    """And how many are in each cluster, by its name."""
     removed: tuple[str, ...] = ()
     """Files to delete once that is seen."""
 
@@ -61,17 +63,29 @@ def plan_steps(traffic: Traffic, folder: str, on_disk: Mapping[str, str]) -> tup
     # A track that loses all its weight keeps its engines until the routes have left it.
     left = {endpoints_file(track.name) for track in traffic.tracks if not track.weight}
     left &= on_disk.keys() - {endpoints_file(traffic.stable)}
-    first = {name: text for name, text in wanted.items() if name not in {*left, CLUSTERS, ROUTES}}
+    later = {*left, CLUSTERS, RUNTIME, ROUTES}
+    first = {name: text for name, text in wanted.items() if name not in later}
     first[CLUSTERS] = _union(wanted[CLUSTERS], on_disk.get(CLUSTERS))
     last = {name: wanted[name] for name in sorted(left)} | {CLUSTERS: wanted[CLUSTERS]}
     unused = (name for name in on_disk if name.startswith(ENDPOINTS) and name not in wanted)
+    engines = {track_cluster(track.name): track.ready for track in traffic.tracks}
+    known = {
+        track_cluster(track.name) for track in traffic.tracks if endpoints_file(track.name) in first
+    }
     return (
-        Step(_changed(first, on_disk), Until.Clusters, cluster_digests(first[CLUSTERS])),
-        Step({ROUTES: wanted[ROUTES]}, Until.Version),
+        Step(
+            _changed(first, on_disk),
+            Until.Clusters,
+            cluster_digests(first[CLUSTERS]),
+            {name: engines[name] for name in sorted(known)},
+        ),
+        # More is handed on only once the engines are known that it is for.
+        Step({RUNTIME: wanted[RUNTIME], ROUTES: wanted[ROUTES]}, Until.Version),
         Step(
             _changed(last, on_disk),
             Until.Clusters,
             cluster_digests(last[CLUSTERS]),
+            engines,
             removed=tuple(sorted(unused)),
         ),
     )

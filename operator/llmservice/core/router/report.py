@@ -21,7 +21,7 @@ class TrackReport:
     """One track as Envoy counted it, since Envoy started."""
 
     active: _Count
-    """Requests that its engines are answering now."""
+    """Requests that its engines are answering now, and those that wait for one of them."""
     requests: _Count
     """Requests that were sent its way."""
     failed: _Count
@@ -37,6 +37,10 @@ class RouterReport:
     """Version of the traffic that Envoy routes by; None before it has any."""
     tracks: Mapping[str, TrackReport] = field(default_factory=dict)
     """By the track's name, a revision's hash."""
+    waiting: _Count = 0
+    """Requests that wait in this pod until an engine has room, of all tracks."""
+    idle_seconds: _Count = 0
+    """How long no request has been in this pod."""
     problem: _Text = ""
     """Why the newest traffic is not in force; empty when it is."""
 

@@ -45,7 +45,7 @@ def a_view(*pods, replicas=None, now=0.0, held=0):
 )
 def test_load_is_the_fuller_of_batch_and_cache(running, kv_usage, expected):
     """35 of 50 sequences, or half of the cache, are 1; so is a quarter less."""
-    assert load(Sample(0, running, kv_usage), ENGINE) == pytest.approx(expected)
+    assert load(Sample(0, running, kv_usage), ENGINE.concurrency) == pytest.approx(expected)
 
 
 def test_what_waits_in_the_data_path_is_shared_among_ready_pods():

@@ -1,12 +1,14 @@
 """What guardrails become, and which are refused."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from pydantic import ValidationError
 
 from llmservice.api.guardrails import Guardrail
 from llmservice.core.judge.checks import compile_guardrails
+from tests.unit.core.judge.traffic import NOTHING, streamed
 
 
 def parse(**fields):
@@ -19,6 +21,7 @@ def test_a_guardrail_says_what_it_checks():
         [
             parse(metric="ttft", maxIncreasePercent=15, maxSeconds=2.5),
             parse(metric="latency", quantile="p50", maxSeconds=30),
+            parse(metric="itl", maxIncreasePercent=20, maxSeconds=0.05),
             parse(metric="errors", maxIncreasePercent=50, maxErrorRatePercent=0.5),
         ]
     )
@@ -27,6 +30,8 @@ def test_a_guardrail_says_what_it_checks():
         "p95 ttft at most 15% worse than stable",
         "p95 ttft at most 2.5 s",
         "p50 latency at most 30 s",
+        "p95 itl at most 20% worse than stable",
+        "p95 itl at most 0.05 s",
         "errors at most 50% worse than stable",
         "errors at most 0.5%",
     ] == [check.label for check in found]
@@ -55,6 +60,32 @@ def test_more_guardrails_share_the_risk():
     beside, _ = compile_guardrails([ttft, errors])
 
     assert beside.ratio.abort_at == pytest.approx(alone.ratio.abort_at + 0.693, abs=0.001)
+
+
+@pytest.mark.parametrize(
+    ("counted", "sample"),
+    [
+        (streamed(90, 10), (100, 10)),
+        (streamed(90, 10, tokens=1), (100, 10)),
+        (streamed(90, 0, 10), (100, 10)),
+        (replace(streamed(90, 10), requests=10), (10, 1)),
+        (replace(streamed(90, 10), requests=5, failed=5), (5, 5)),
+        (replace(streamed(9, 1, tokens=1), requests=1000), (10, 1)),
+        (replace(NOTHING, itl=NOTHING.ttft), (0, 0)),
+        (NOTHING, None),
+    ],
+    ids=[
+        *("a-hundred-tokens-each", "two-tokens-each", "failed", "few-ended", "only-failed"),
+        *("most-have-one-token", "nothing", "not-published"),
+    ],
+)
+def test_all_tokens_of_a_request_count_as_one(counted, sample):
+    """However many they are: what is true of one is true of the next."""
+    (check,) = compile_guardrails([parse(metric="itl", maxSeconds=1.5)])
+
+    found = check.sample(counted, 1.5)
+
+    assert sample == (found if sample is None else pytest.approx(found))
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmservice.core.judge.counts import FINE_EDGES, Counts, Histogram
-from tests.unit.core.judge.traffic import EDGES, counts
+from llmservice.core.judge.counts import (
+    FINE_EDGES,
+    FINE_ITL_EDGES,
+    Counts,
+    Histogram,
+    Tokens,
+)
+from tests.unit.core.judge.traffic import EDGES, counts, streamed, with_tokens
 
 times = st.lists(st.floats(0, 6), max_size=60)
 
@@ -48,7 +54,21 @@ def test_fine_edges_tell_ten_percent_apart():
     """From 10 ms to past the highest limit that a guardrail may have."""
     assert FINE_EDGES[0] <= 0.01
     assert FINE_EDGES[-1] >= 600
-    assert all(b / a <= 1.1001 for a, b in pairwise(FINE_EDGES))
+    assert FINE_ITL_EDGES[0] <= 0.001
+    for edges in (FINE_EDGES, FINE_ITL_EDGES):
+        assert all(b / a <= 1.1001 for a, b in pairwise(edges))
+
+
+@given(times, st.floats(0, 80), st.sampled_from(EDGES))
+def test_counting_as_fewer_keeps_the_shares(drawn, most, threshold):
+    """And never counts as more than there are."""
+    histogram = Histogram.of(EDGES, drawn)
+    fewer = histogram.counted_as(most)
+
+    assert fewer.total == pytest.approx(min(most, len(drawn)))
+    assert fewer.above(threshold) * len(drawn) == pytest.approx(
+        histogram.above(threshold) * fewer.total
+    )
 
 
 def test_histograms_with_other_edges_do_not_add_up():
@@ -74,3 +94,25 @@ def test_more_failures_than_requests_are_no_counts():
     good = counts(5)
 
     assert not Counts(5, 6, good.ttft, good.latency).is_valid
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -1.0])
+def test_tokens_and_their_times_are_counts_too(wrong):
+    """They come from the same stranger."""
+    good = streamed(5)
+    times = Histogram(EDGES, (wrong, *good.ttft.counts[1:]))
+
+    assert good.is_valid
+    assert not Counts(5, 0, good.ttft, good.latency, times).is_valid
+    assert not with_tokens(Tokens(5, wrong), good).is_valid
+
+
+def test_times_that_one_side_does_not_publish_have_no_sum():
+    """Unknown, rather than half of them."""
+    assert (streamed(5) + counts(5)).itl is None
+    assert (streamed(5) + streamed(5)).itl == streamed(10).itl
+
+
+def test_hit_ratio_without_a_cache_is_zero():
+    """Nothing was looked up, so nothing was found."""
+    assert (0, 0.25) == (Tokens(5, 100).hit_ratio, Tokens(5, 100, 0, 100, 25).hit_ratio)

@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 
 from llmservice.api.guardrails import Guardrail
 from llmservice.core.judge import judge as judge_module
-from llmservice.core.judge.counts import Counts, Window
+from llmservice.core.judge.counts import Counts, Tokens, Window
 from llmservice.core.judge.judge import Hold, Verdict, begin_step, judge, weigh
 from llmservice.core.judge.state import JudgeState, dump_state, load_state
 from tests.unit.core.judge.traffic import (
     ERRORS,
+    ITL,
     LOOKBACK,
     NOTHING,
     P90,
@@ -24,7 +25,9 @@ from tests.unit.core.judge.traffic import (
     counts,
     draw,
     judged,
+    streamed,
     verdict_of,
+    with_tokens,
 )
 
 ALL = checks(P90, UNDER_A_SECOND, ERRORS)
@@ -198,6 +201,172 @@ def test_an_outage_in_between_changes_nothing(sequence, place):
     assert undisturbed == judged(ALL, [*LOOKBACK, *before, *outage, *after])[0]
 
 
+# --- times between tokens -------------------------------------------------------------------------
+
+STREAMS = streamed(90, 10)
+STREAMED = [Window(STREAMS, streamed(0))] * 5
+
+
+@pytest.mark.parametrize(
+    ("canary", "verdict"),
+    [
+        (streamed(190, 10), Verdict.Promote),
+        (streamed(140, 60), Verdict.Abort),
+        (streamed(140, 0, 60), Verdict.Abort),
+        (streamed(18, 2), Verdict.Inconclusive),
+    ],
+)
+def test_tokens_are_judged_by_the_requests_they_are_of(canary, verdict):
+    """Two thousand tokens of twenty requests are twenty, not two thousand."""
+    _, decision = judged(checks(ITL), [*STREAMED, Window(STREAMS, canary)])
+
+    assert verdict is decision.verdict
+    assert f"of the tokens of {canary.requests:.0f} canary requests" in decision.reason
+
+
+def test_longer_answers_are_no_more_evidence():
+    """Ten times the tokens, the same numbers."""
+    long = [Window(streamed(90, 10, tokens=1000), streamed(19, 1, tokens=1000))]
+    short = [Window(STREAMS, streamed(19, 1))]
+
+    evidence = [
+        judged(checks(ITL), [*STREAMED, *windows])[1].findings[0].evidence
+        for windows in (long, short)
+    ]
+    assert evidence[0] == pytest.approx(evidence[1])
+
+
+@pytest.mark.parametrize(
+    ("stable", "canary", "whose"),
+    [
+        (STREAMS, USUAL, "the canary's engines publish"),
+        (USUAL, streamed(90, 10), "stable's engines publish"),
+        (USUAL, USUAL, "the canary's engines and stable's engines publish"),
+    ],
+)
+def test_an_engine_that_does_not_publish_them_holds(stable, canary, whose):
+    """It aborts nothing and promotes nothing, and the others go on."""
+    windows = [Window(stable, counts(0))] * 5 + [Window(stable, canary)] * 3
+    _, decision = judged(checks(ITL, P90), windows)
+
+    itl, ttft = decision.findings
+    assert (Verdict.Inconclusive, Hold.NotPublished) == (itl.verdict, itl.hold)
+    assert f"{whose} no times between tokens: guard latency instead" in itl.sentence
+    assert Verdict.Promote is ttft.verdict
+    assert Hold.NotPublished is decision.hold
+
+
+def test_a_fixed_limit_needs_only_the_canarys_tokens():
+    """Whatever stable publishes."""
+    rules = checks(Guardrail(metric="itl", quantile="p90", max_seconds=1.5))
+    _, decision = judged(rules, [Window(USUAL, streamed(195, 5))])
+
+    assert Verdict.Promote is decision.verdict
+
+
+# --- what cannot be compared ----------------------------------------------------------------------
+
+
+def asked(number, prompt=500, generated=200, hit_ratio=0.0):
+    """What so many requests were made of."""
+    queries = number * prompt
+    return Tokens(number, queries, number * generated, queries, queries * hit_ratio)
+
+
+AS_USUAL = with_tokens(asked(100), USUAL)
+GOOD, BAD = counts(300), counts(140, 0, 60)
+LATENCY = P90.model_copy(update={"metric": "latency"})
+
+
+@pytest.mark.parametrize("canary", [GOOD, BAD], ids=["good", "bad"])
+@pytest.mark.parametrize(
+    ("guardrail", "tokens", "holds"),
+    [
+        (P90, asked(200), False),
+        (P90, asked(200, prompt=1000), True),
+        (P90, asked(200, prompt=250), True),
+        (P90, asked(200, generated=1000), False),
+        (LATENCY, asked(200, generated=1000), True),
+        (LATENCY, asked(200, generated=50), True),
+        (UNDER_A_SECOND, asked(200, prompt=1000), False),
+        (ERRORS, asked(200, prompt=1000), False),
+    ],
+)
+def test_unlike_prompts_are_not_compared(canary, guardrail, tokens, holds):
+    """Longer or shorter, neither for nor against; what needs no comparison is judged."""
+    window = Window(AS_USUAL, with_tokens(tokens, canary))
+    _, decision = judged(checks(guardrail), [*LOOKBACK, window])
+
+    assert holds is (decision.hold is Hold.UnlikeMix)
+    assert holds is (decision.verdict is Verdict.Inconclusive)
+    if holds:
+        assert "tokens on average, stable's" in decision.reason
+        assert "wait for more of them; or guard errors or maxSeconds" in decision.reason
+
+
+def test_prompts_that_become_alike_are_compared():
+    """More requests even it out, and the next step is looked at anew."""
+    unlike = Window(AS_USUAL, with_tokens(asked(100, prompt=800), counts(50, 50)))
+    like = Window(AS_USUAL, with_tokens(asked(100), counts(70, 30)))
+    state, first = judged(checks(P90), [*LOOKBACK, unlike])
+    state, second = judged(checks(P90), [like], state)
+    _, third = judged(checks(P90), [like], begin_step(state))
+
+    assert (Hold.UnlikeMix, Verdict.Abort) == (first.hold, second.verdict)
+    assert Verdict.Abort is third.verdict
+
+
+WARM = with_tokens(asked(100, hit_ratio=0.6), USUAL)
+COLD_SLOW = with_tokens(asked(30, hit_ratio=0.1), counts(10, 20))
+WARM_FAST = with_tokens(asked(100, hit_ratio=0.6), counts(95, 5))
+
+
+def test_a_cold_cache_is_no_evidence_on_times():
+    """From the canary's first request on; errors are judged meanwhile."""
+    state, cold = judged(checks(P90, UNDER_A_SECOND, ERRORS), [*LOOKBACK, Window(WARM, COLD_SLOW)])
+
+    assert (Verdict.Inconclusive, Hold.ColdCache) == (cold.verdict, cold.hold)
+    assert [0, 0, 30, 30] == [each.tally.canary_requests for each in cold.findings]
+    assert "canary's prefix cache had 10% of the prompts' tokens, stable's 60%" in cold.reason
+    assert "30 of at most 100 requests" in cold.reason
+    failing = with_tokens(asked(30, hit_ratio=0.1), counts(10, 0, 20))
+    assert Verdict.Abort is judged(checks(P90, ERRORS), [Window(WARM, failing)], state)[1].verdict
+
+
+def test_a_warm_cache_is_judged():
+    """What made it warm is not counted, so the choice owes nothing to it."""
+    windows = [Window(WARM, COLD_SLOW), *[Window(WARM, WARM_FAST)] * 4]
+    _, decision = judged(checks(P90), [*LOOKBACK, *windows])
+
+    assert Verdict.Promote is decision.verdict
+    assert 300 == decision.findings[0].tally.canary_requests
+    assert "prefix cache" not in decision.reason
+
+
+def test_a_cache_that_stays_cold_is_judged_after_a_hundred_requests():
+    """It may be what is wrong with the canary; the sentence says so."""
+    windows = [Window(WARM, COLD_SLOW)] * 5
+    _, fourth = judged(checks(P90), [*LOOKBACK, *windows[:4]])
+    _, fifth = judged(checks(P90), [*LOOKBACK, *windows])
+
+    assert fourth.reason.startswith("p90 ttft at most 50% worse than stable: no evidence yet")
+    assert Verdict.Abort is fifth.verdict
+    assert "the canary's prefix cache had 10% of the prompts' tokens" in fifth.reason
+
+
+def test_new_pods_of_a_step_have_cold_caches_of_their_own():
+    """The evidence of earlier steps does not decide until there is some of this one."""
+    rules, step = checks(P90), [Window(WARM, COLD_SLOW), *[Window(WARM, WARM_FAST)] * 2]
+    state, first = judged(rules, [*LOOKBACK, *[Window(WARM, WARM_FAST)] * 3])
+    held = [judged(rules, step[:number], begin_step(state))[1] for number in (1, 2, 3)]
+    tiny = Window(WARM, with_tokens(asked(50, hit_ratio=0.6), counts(48, 2)))
+    _, few = judged(rules, [*step[:2], tiny], begin_step(state))
+
+    assert [Hold.ColdCache, Hold.TooFew, None] == [each.hold for each in held]
+    assert Verdict.Promote is first.verdict is held[2].verdict
+    assert "(50 of 100 canary requests)" in few.reason
+
+
 # --- laws -----------------------------------------------------------------------------------------
 
 
@@ -252,11 +421,22 @@ def test_a_new_leader_continues(sequence, place):
     assert judged(ALL, sequence)[0] == judged(ALL, sequence[place:], resumed)[0]
 
 
+def test_a_state_of_the_version_before_is_continued():
+    """It knew nothing of tokens."""
+    state, _ = judged(ALL, [*LOOKBACK, Window(USUAL, counts(50, 5))])
+    before = dump_state(state)
+    for name in ("coldRequests", "canaryTokens", "stableTokens"):
+        del before[name]
+
+    assert state == load_state(before)
+
+
 @pytest.mark.parametrize(
     "value",
     [
         None,
         {"canaryRequests": -1},
+        {"canaryTokens": {"prompt": math.nan}},
         {"canaryRequests": math.nan},
         {"tallies": {"x": {"logRatio": math.inf}}},
         {"tallies": {"x": {"surprise": 1}}},

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmservice.core.judge.counts import Counts, Histogram
+from llmservice.core.judge.counts import Counts, Histogram, Tokens
 from llmservice.core.judge.scrapes import MAX_AGE, Scrape, count_increase
-from tests.unit.core.judge.traffic import counts
+from tests.unit.core.judge.traffic import counts, streamed, with_tokens
 
 FIVE, TWELVE = counts(4, 1), counts(9, 2, 1)
 
@@ -97,6 +97,24 @@ def test_other_edges_after_an_upgrade_are_a_restart(baselines):
     new = Counts(20, 0, other, other)
 
     assert new == after(baselines, scrape("a", 30, new))[1]
+
+
+def test_tokens_and_their_times_increase_as_well():
+    """They are counters like the others: a fall of one is a restart."""
+    before, after_it = streamed(4), streamed(9)
+    known, _ = after({}, scrape("a", 0, with_tokens(Tokens(4, 400), before)), now=0)
+    grown, fallen = (with_tokens(Tokens(9, prompt), after_it) for prompt in (900, 300))
+
+    assert with_tokens(Tokens(5, 500), streamed(5)) == after(known, scrape("a", 30, grown))[1]
+    assert fallen == after(known, scrape("a", 30, fallen))[1]
+
+
+def test_pod_that_does_not_publish_times_between_tokens_is_left_out():
+    """The others of its track do: it is of another version."""
+    known, _ = after({}, scrape("a", 0, streamed(4)), scrape("b", 0, FIVE), now=0)
+    _, increase = after(known, scrape("a", 30, streamed(9)), scrape("b", 30, TWELVE))
+
+    assert streamed(5) == increase
 
 
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=12))

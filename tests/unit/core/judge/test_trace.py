@@ -1,5 +1,7 @@
 """Requests into windows."""
 
+from dataclasses import replace
+
 from llmservice.core.judge.counts import Histogram
 from llmservice.core.judge.trace import VLLM, Request, cut_windows
 
@@ -24,6 +26,16 @@ def test_requests_are_counted_as_engines_count_them():
     assert (2, 1) == (window.canary.requests, window.canary.failed)
     assert Histogram.of(VLLM.ttft, [0.2]) == window.canary.ttft
     assert Histogram.of(VLLM.latency, [3.0]) == window.stable.latency
+
+
+def test_a_request_has_one_time_between_tokens():
+    """The mean; none where it had a single token, or failed."""
+    trace = [replace(request(n), itl=itl) for n, itl in enumerate((0.02, None, 0.03))]
+    failed = replace(request(3, failed=True), itl=9.0)
+    ((_, window),) = cut_windows([*trace, failed], 30, VLLM)
+
+    assert Histogram.of(VLLM.itl, [0.02, 0.03]) == window.canary.itl
+    assert 0 == window.stable.itl.total
 
 
 def test_a_trace_is_read_only_as_far_as_needed():

@@ -1,11 +1,12 @@
 """Windows of traffic to judge: made up by number, or drawn at random with a seed."""
 
 import random
+from dataclasses import replace
 from functools import cache
 
 from llmservice.api.guardrails import Guardrail
 from llmservice.core.judge.checks import compile_guardrails
-from llmservice.core.judge.counts import Counts, Histogram, Window
+from llmservice.core.judge.counts import Counts, Histogram, Tokens, Window
 from llmservice.core.judge.judge import Verdict, judge
 from llmservice.core.judge.state import JudgeState
 
@@ -15,12 +16,24 @@ P90 = Guardrail(metric="ttft", quantile="p90", max_increase_percent=50)
 """With ``counts`` its threshold is 1 second, or less, and the canary's under 1.5: between FAST and
 SLOW."""
 UNDER_A_SECOND = Guardrail(metric="ttft", quantile="p90", max_seconds=1.5)
+ITL = Guardrail(metric="itl", quantile="p90", max_increase_percent=50)
 ERRORS = Guardrail(metric="errors", max_increase_percent=50, max_error_rate_percent=2)
 
 
 def counts(fast: int, slow: int = 0, failed: int = 0) -> Counts:
     times = Histogram.of(EDGES, [FAST] * fast + [SLOW] * slow)
     return Counts(fast + slow + failed, failed, times, times)
+
+
+def streamed(fast: int, slow: int = 0, failed: int = 0, *, tokens: int = 100) -> Counts:
+    """Requests with so many times between tokens each."""
+    times = Histogram.of(EDGES, [FAST] * fast * tokens + [SLOW] * slow * tokens)
+    return replace(counts(fast, slow, failed), itl=times)
+
+
+def with_tokens(tokens: Tokens, of: Counts | None = None) -> Counts:
+    """Requests (a hundred, unless said otherwise) that were made of these tokens."""
+    return replace(of or counts(90, 10), tokens=tokens)
 
 
 NOTHING = counts(0)

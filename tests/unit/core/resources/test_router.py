@@ -1,5 +1,6 @@
 """The router's objects: what they may do, what changes them, and how their pods start and stop."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -191,9 +192,18 @@ def test_a_stop_waits_for_requests_and_outlasts_them():
     """preStop asks the agent; the grace period covers late arrivals, the drain and a margin."""
     router = a_router(drain_seconds=40)
 
-    assert {"path": "/drain", "port": names.ROUTER_AGENT_PORT} == envoy(router)["lifecycle"][
-        "preStop"
-    ]["httpGet"]
     told = cli._parser().parse_args(agent(router)["args"])
+    asked = {"path": told.drain_path, "port": names.ROUTER_AGENT_PORT}
+    assert asked == envoy(router)["lifecycle"]["preStop"]["httpGet"]
     assert 40 == told.drain_seconds
     assert pod(router)["terminationGracePeriodSeconds"] > told.propagation_seconds + 40
+
+
+def test_only_who_may_read_the_pod_can_drain_it():
+    """The agent's port is open to the network; the path differs from service to service."""
+    told = cli._parser().parse_args(agent(a_router())["args"])
+    other = build_router(replace(SERVICE, uid="u2"), 2, "{}", CONFIG, drain_seconds=120)
+
+    assert told.drain_path.startswith("/drain/")
+    assert len(told.drain_path) >= len("/drain/") + 16
+    assert told.drain_path not in json.dumps(list(other))

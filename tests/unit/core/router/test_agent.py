@@ -1,15 +1,21 @@
 """What the agent works out; what Envoy makes of it is tested in tests/router/test_agent.py."""
 
+import re
 from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from llmservice.core.router.agent import (
+    COUNTERS,
+    GATES,
+    Gate,
     Target,
     choose_target,
     count_tracks,
     join_endpoints,
+    read_gates,
+    stuck_gates,
     version_of_order,
 )
 from llmservice.core.router.desired import (
@@ -121,6 +127,43 @@ def test_both_clusters_of_a_track_are_added():
     }
     expected = {"canary": TrackReport(48, 13, 15), "stable": TrackReport(5, 0, 0)}
     assert expected == count_tracks(stats)
+
+
+def test_who_waits_is_active_and_who_is_turned_away_has_failed():
+    """At a track's gate, as where there is none."""
+    stats = {
+        "cluster.track-stable.upstream_rq_active": 4,
+        "cluster.gate-stable.upstream_rq_pending_active": 8,
+        "cluster.gate-stable.upstream_rq_pending_overflow": 16,
+        "cluster.gate-stable.upstream_rq_active": 32,
+        "cluster.gate-stable.upstream_rq_completed": 64,
+    }
+    assert {"stable": TrackReport(active=12, requests=16, failed=16)} == count_tracks(stats)
+    assert all(
+        (re.match(COUNTERS, name) is None) == (number > 16) for name, number in stats.items()
+    )
+
+
+def test_gates_are_read():
+    stats = {
+        "cluster.gate-stable.upstream_rq_pending_active": 8,
+        "cluster.gate-stable.upstream_cx_active": 3,
+        "cluster.gate-canary.upstream_rq_pending_active": 0,
+        "cluster.gate-canary.upstream_cx_active": 1,
+    }
+    assert {"stable": Gate(8, 3), "canary": Gate(0, 1)} == read_gates(stats)
+    assert all(re.match(GATES, name) for name in stats)
+
+
+def test_a_gate_is_stuck_where_requests_wait_and_more_may_be_handed_on():
+    """By as many as wait, or as there is room for."""
+    tracks = tuple(
+        replace(track, per_engine=4) for track in join_endpoints(an_order(), BOTH).tracks
+    )
+    traffic = replace(an_order(), tracks=tracks)
+    assert {"stable": 2} == stuck_gates({"stable": Gate(2, 0), "canary": Gate(9, 4)}, traffic)
+    assert {"stable": 3} == stuck_gates({"stable": Gate(9, 1), "canary": Gate(0, 0)}, traffic)
+    assert {} == stuck_gates({"stable": Gate(9, 7), "gone": Gate(9, 0)}, traffic)
 
 
 def test_nothing_else_is_counted():

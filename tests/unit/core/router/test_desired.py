@@ -17,6 +17,7 @@ from llmservice.core.router.desired import (
     Traffic,
     check_traffic,
     format_traffic,
+    handed_limit,
     parse_traffic,
     refuse_shift,
 )
@@ -42,18 +43,28 @@ endpoints = st.builds(
     ready=st.booleans(),
 )
 traffics = st.builds(
-    lambda version, weight, rest, **more: Traffic(
+    lambda version, weight, rest, per_engine, **more: Traffic(
         version,
         "stable",
-        (a_track("stable", 10_000 - weight, *rest[0]), a_track("canary", weight, *rest[1])),
+        tuple(
+            replace(track, per_engine=per_engine)
+            for track in (
+                a_track("stable", 10_000 - weight, *rest[0]),
+                a_track("canary", weight, *rest[1]),
+            )
+        ),
         **more,
     ),
     st.from_regex(r"\A[a-z0-9.-]{1,20}\Z"),
     st.integers(0, 10_000),
     st.tuples(*[st.lists(endpoints, max_size=3, unique_by=lambda e: e.address)] * 2),
+    per_engine=st.sampled_from([None, 1, 300]),
     affinity=st.sampled_from([None, Affinity(header="x-user"), Affinity(cookie="Session_1")]),
     track_header=st.booleans(),
     limits=st.builds(Limits, st.integers(1024, 1 << 20)),
+    routers=st.integers(1, 9),
+    max_waiting=st.integers(1, 5000),
+    hold_seconds=st.integers(0, 99),
 )
 
 
@@ -150,6 +161,46 @@ def test_what_is_no_traffic_at_all_is_refused(text):
 def test_no_bytes_make_the_parser_raise(data):
     """Whatever lies in a ConfigMap."""
     parse_traffic(data)
+
+
+@pytest.mark.parametrize(
+    ("ready", "per_engine", "routers", "limit"),
+    [
+        *((1, None, 1, None), (0, None, 1, None), (0, 8, 1, None)),
+        *((1, 8, 1, 8), (3, 8, 1, 24), (3, 8, 2, 12), (3, 1, 2, 2), (1, 1, 5, 1)),
+    ],
+)
+def test_routers_share_what_engines_are_handed(ready, per_engine, routers, limit):
+    """Rounded up."""
+    engines = [Endpoint(f"10.0.0.{number}:8000", ready=number <= ready) for number in range(1, 6)]
+    track = replace(a_track("stable", 10_000, *engines), per_engine=per_engine)
+
+    assert limit == handed_limit(replace(a_traffic(track), routers=routers), track)
+
+
+def test_where_no_engine_is_ready_one_asks_for_all():
+    """A canary without one falls on stable, and is handed on like stable."""
+    stable, canary = (replace(track, per_engine=8) for track in SPLIT.tracks)
+    split = replace(SPLIT, tracks=(stable, canary), hold_seconds=9)
+    assert (8, 8) == (handed_limit(split, stable), handed_limit(split, canary))
+
+    nobody = replace(split, tracks=(replace(stable, endpoints=()), canary))
+    assert [1, 1] == [handed_limit(nobody, track) for track in nobody.tracks]
+
+    only_canary = replace(canary, endpoints=(READY,))
+    left = replace(nobody, tracks=(nobody.tracks[0], only_canary))
+    assert [None, 8] == [handed_limit(left, track) for track in left.tracks]
+
+
+def test_what_is_as_by_default_is_not_written():
+    """An older router refuses names that it does not know."""
+    text = format_traffic(SPLIT)
+
+    assert not {"routers", "max_waiting", "hold_seconds"} & json.loads(text).keys()
+    assert "per_engine" not in text
+    assert "per_engine" in format_traffic(
+        a_traffic(replace(a_track("stable", 10_000, READY), per_engine=8))
+    )
 
 
 def test_a_weight_rises_only_where_an_engine_is_ready():

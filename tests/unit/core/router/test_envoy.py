@@ -20,7 +20,14 @@ def resources(traffic: Traffic, name: str) -> list[dict]:
 
 
 def routes(traffic: Traffic) -> list[dict]:
-    return resources(traffic, envoy.ROUTES)[0]["virtual_hosts"][0]["routes"]
+    """Those that lead somewhere."""
+    found = resources(traffic, envoy.ROUTES)[0]["virtual_hosts"][0]["routes"]
+    return [route for route in found if "route" in route]
+
+
+def gated(traffic: Traffic, per_engine: int = 8) -> Traffic:
+    tracks = tuple(replace(track, per_engine=per_engine) for track in traffic.tracks)
+    return replace(traffic, tracks=tracks)
 
 
 def bucket_of(traffic: Traffic, session: str) -> str:
@@ -63,7 +70,7 @@ def test_equal_traffic_gives_equal_files(traffic):
     assert files == build_traffic_files(replace(traffic), FOLDER)
     for text in files.values():
         for resource in json.loads(text)["resources"]:
-            assert resource["@type"].startswith("type.googleapis.com/envoy.config.")
+            assert resource["@type"].startswith("type.googleapis.com/envoy.")
 
 
 @given(traffics)
@@ -84,8 +91,9 @@ def test_no_route_cuts_a_long_answer(traffic):
     """No route has a time limit, and none is tried again once its answer began."""
     for route in routes(traffic):
         assert "0s" == route["route"]["timeout"]
-        assert "per_try_timeout" not in route["route"]["retry_policy"]
-        assert "5xx" not in route["route"]["retry_policy"]["retry_on"].split(",")
+        retries = route["route"].get("retry_policy", {"retry_on": ""})
+        assert "per_try_timeout" not in retries
+        assert "5xx" not in retries["retry_on"].split(",")
 
 
 @given(traffics)
@@ -127,6 +135,50 @@ def test_capacity_becomes_circuit_breakers():
         limits["max_pending_requests"],
     )
     assert "retry_budget" in limits
+
+
+def test_a_limit_changes_no_cluster():
+    """A changed gate would be a second queue, whose requests pass those of the first."""
+    one = build_traffic_files(gated(SPLIT), FOLDER)
+    more = replace(gated(SPLIT, 9), max_waiting=7, routers=3)
+    other = build_traffic_files(more, FOLDER)
+
+    assert {envoy.RUNTIME} == {name for name in one if one[name] != other[name]}
+    (runtime,) = resources(more, envoy.RUNTIME)
+    assert {
+        "circuit_breakers.gate-stable.default.max_connections": 3,
+        "circuit_breakers.gate-stable.default.max_pending_requests": 10,
+        "circuit_breakers.gate-canary.default.max_connections": 3,
+        "circuit_breakers.gate-canary.default.max_pending_requests": 10,
+    } == runtime["layer"]
+
+
+def test_who_waits_is_tried_again_behind_the_gate_only():
+    """Before it, a second try would wait anew, at the end."""
+    behind = [route for route in routes(gated(SPLIT)) if "request_headers_to_remove" in route]
+    before = [route for route in routes(gated(SPLIT)) if route not in behind]
+
+    assert all("retry_policy" in route["route"] for route in behind)
+    assert all("retry_policy" not in route["route"] for route in before)
+    *_, rest = behind
+    assert [{"name": "x-llm-gate", "present_match": True}] == rest["match"]["headers"]
+    assert "track-stable" == rest["route"]["cluster"]
+
+
+def test_there_is_no_gate_where_nothing_is_bounded():
+    """Nor anything else that would cost a request time."""
+    assert "gate-" not in "".join(build_traffic_files(SPLIT, FOLDER).values())
+
+
+def test_what_is_held_is_held_by_the_agent():
+    """After all engines that might answer."""
+    clusters = {c["name"]: c for c in resources(replace(SPLIT, hold_seconds=9), envoy.CLUSTERS)}
+
+    def order(name: str) -> list[str]:
+        return clusters[name]["cluster_type"]["typed_config"]["clusters"]
+
+    assert ["track-stable", "hold"] == order("share-stable")
+    assert ["track-canary", "track-stable", "hold"] == order("share-canary")
 
 
 def test_an_engine_that_is_not_ready_gets_no_new_request():
@@ -171,13 +223,14 @@ def test_a_weight_changes_nothing_but_routes():
 
 
 def test_what_is_fixed_has_no_timeouts_and_a_private_admin_port():
-    """The listener never ends a stream for its silence; the admin port is for the pod alone."""
+    """No listener ever ends a stream for its silence; the admin port is for the pod alone."""
     files = build_static_files(RouterSettings(FOLDER, port=8080, admin_port=9901))
     bootstrap = json.loads(files[envoy.BOOTSTRAP])
-    (listener,) = json.loads(files[envoy.LISTENERS])["resources"]
-    manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
+    listeners = json.loads(files[envoy.LISTENERS])["resources"]
 
     assert "127.0.0.1" == bootstrap["admin"]["address"]["socket_address"]["address"]
-    assert ("0s", "0s") == (manager["stream_idle_timeout"], manager["request_timeout"])
+    for listener in listeners:
+        manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
+        assert ("0s", "0s") == (manager["stream_idle_timeout"], manager["request_timeout"])
     source = bootstrap["dynamic_resources"]["cds_config"]["path_config_source"]
     assert {"path": f"{FOLDER}/cds.json", "watched_directory": {"path": FOLDER}} == source

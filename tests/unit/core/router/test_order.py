@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 
 from llmservice.core.router.desired import Capacity, Traffic
-from llmservice.core.router.envoy import CLUSTERS, ROUTES, build_traffic_files
+from llmservice.core.router.envoy import CLUSTERS, ROUTES, RUNTIME, build_traffic_files
 from llmservice.core.router.order import Step, Until, cluster_digests, plan_steps
 from tests.unit.core.router.test_desired import READY, SPLIT, a_track, traffics
 
@@ -34,7 +34,7 @@ def test_clusters_come_before_routes_that_add_one():
 
     assert ["eds-canary.json", CLUSTERS] == list(first.files)
     assert (Until.Clusters, BOTH) == (first.until, first.clusters.keys())
-    assert ([ROUTES], Until.Version) == (list(second.files), second.until)
+    assert ([RUNTIME, ROUTES], Until.Version) == (list(second.files), second.until)
     assert ([CLUSTERS], ()) == (list(last.files), last.removed)
 
 
@@ -85,7 +85,7 @@ def test_only_unread_files_are_planned_again(traffic):
     """The same traffic asks only whether Envoy has taken clusters and routes."""
     steps = plan_steps(traffic, FOLDER, files(traffic))
 
-    assert [{CLUSTERS}, {ROUTES}, {CLUSTERS}] == [set(step.files) for step in steps]
+    assert [{CLUSTERS}, {RUNTIME, ROUTES}, {CLUSTERS}] == [set(step.files) for step in steps]
     assert all(files(traffic)[name] == step.files[name] for step in steps for name in step.files)
 
 

@@ -1,0 +1,423 @@
+"""A service whose autoscaler counts its pods: at rest, through rollouts, and both hand-overs."""
+
+import json
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+
+from llmservice.api import names
+from llmservice.core.autoscaling.budget import Budget, Claim
+from llmservice.core.decision import Delete
+from llmservice.core.observed import AutoscalerFacts, Child, ChildRef
+from llmservice.core.reconcile import reconcile
+from llmservice.core.resources.autoscaler import AUTOSCALER_KIND, SCALED_OBJECT_KIND
+from tests.state.canary_world import CanaryWorld, after, canary_spec
+from tests.state.world import World, a_spec
+
+BOUNDS = {"minReplicas": 2, "maxReplicas": 10}
+
+
+def autoscalers(world):
+    """Manifest of each HPA by its revision."""
+    return {
+        ref.name.removeprefix("mistral-"): manifest["spec"]
+        for ref, manifest in world.manifests.items()
+        if ref.kind == AUTOSCALER_KIND
+    }
+
+
+def replicas(world):
+    """Pods asked for, by revision."""
+    return {
+        ref.name.removeprefix("mistral-"): child.deployment.replicas
+        for ref, child in world.children.items()
+        if child.deployment is not None and ref.name != "mistral-router"
+    }
+
+
+def a_world(**autoscaling):
+    """A settled service with an autoscaler."""
+    world = World(spec=a_spec(autoscaling={**BOUNDS, **autoscaling}))
+    world.settle()
+    return world
+
+
+def scale(world, wanted):
+    """Let the HPA of every revision that has one want so many replicas."""
+    world.autoscaler_wants = dict.fromkeys(autoscalers(world), wanted)
+    world.settle()
+
+
+def test_service_begins_with_its_minimum():
+    """Not with one pod that an autoscaler then adds to."""
+    world = World(spec=a_spec(autoscaling=BOUNDS))
+    world.reconcile()
+
+    assert [2] == list(replicas(world).values())
+    world.settle()
+    (spec,) = autoscalers(world).values()
+    assert (2, 10) == (spec["minReplicas"], spec["maxReplicas"])
+
+
+def test_autoscaler_is_not_fought():
+    """Once it wrote a number, no decision of ours holds another one, nor owns the field."""
+    world = a_world()
+    scale(world, 7)
+    (revision,) = replicas(world)
+
+    assert {revision: 7} == replicas(world)
+    assert "replicas" not in world.manifests[ChildRef("Deployment", f"mistral-{revision}")]["spec"]
+    assert 7 == world.status["autoscaling"]["replicas"]
+    assert "7 of 7 replicas are ready" in world.condition("Ready")["message"]
+    assert not world.reconcile().apply
+
+
+def test_handing_over_never_dips():
+    """From a number in the spec to an autoscaler: somebody owns the field all the time."""
+    world = World(spec=a_spec(replicas=5))
+    world.settle()
+    world.edit(autoscaling=BOUNDS)
+    seen = []
+    for _ in range(10):
+        world.reconcile()
+        world.load_pods()
+        seen += replicas(world).values()
+
+    assert {5} == set(seen)
+    (revision,) = replicas(world)
+    owners = world.replica_owners[ChildRef("Deployment", f"mistral-{revision}")]
+    assert names.CHILD_MANAGER not in owners
+
+
+def test_taking_back_sets_the_number_of_the_spec():
+    """Without an autoscaler spec.replicas holds again, and the HPA is gone."""
+    world = a_world()
+    scale(world, 7)
+    spec = {key: value for key, value in world.spec.items() if key != "autoscaling"}
+    world.spec, world.generation = {**spec, "replicas": 4}, 2
+    world.settle()
+
+    assert [4] == list(replicas(world).values())
+    assert {} == autoscalers(world)
+    assert "autoscaling" not in world.status
+    assert world.condition("AutoscalingReady") is None
+
+
+def test_bounds_are_kept_at_once():
+    """A raised minimum does not wait for the autoscaler, nor does a lowered maximum."""
+    world = a_world()
+    scale(world, 4)
+    world.autoscaler_wants = {}
+    world.edit(autoscaling={"minReplicas": 6, "maxReplicas": 10})
+    world.settle()
+    assert [6] == list(replicas(world).values())
+
+    world.edit(autoscaling={"minReplicas": 1, "maxReplicas": 3})
+    world.settle()
+    assert [3] == list(replicas(world).values())
+
+
+def test_zero_by_hand_is_mended():
+    """An HPA does nothing for a target at zero, so we do."""
+    world = a_world()
+    (revision,) = replicas(world)
+    world._set_replicas(ChildRef("Deployment", f"mistral-{revision}"), 0, "kubectl")
+    world.settle()
+
+    assert {revision: 2} == replicas(world)
+
+
+def test_rolling_update_keeps_the_size():
+    """While pods change places nobody else counts them; then the new revision is counted."""
+    world = a_world()
+    scale(world, 6)
+    world.edit_engine(maxNumSeqs=32)
+    world.reconcile()
+    assert {} == autoscalers(world)
+    assert "SizeKept" == world.condition("AutoscalingReady")["reason"]
+
+    world.settle()
+    assert [6] == list(replicas(world).values())
+    assert replicas(world).keys() == autoscalers(world).keys()
+    assert world.status["autoscaling"]["revision"] == world.status["stableRevision"]
+
+
+def test_autoscaler_without_metrics_is_reported():
+    """The condition repeats what the HPA says, and what to do."""
+    world = a_world()
+    (ref,) = [ref for ref in world.children if ref.kind == AUTOSCALER_KIND]
+    failed = AutoscalerFacts(False, "FailedGetPodsMetric", "unable to get metric")
+    world.children[ref] = replace(world.children[ref], autoscaler=failed)
+    world.reconcile()
+    condition = world.condition("AutoscalingReady")
+
+    assert ("False", "FailedGetPodsMetric") == (condition["status"], condition["reason"])
+    assert "unable to get metric; nothing is scaled down" in condition["message"]
+
+
+def test_another_provider_takes_over():
+    """One object counts the pods at a time; the other one's goes with it."""
+    world = a_world()
+    (revision,) = autoscalers(world)
+    keda = {"provider": "KEDA", "prometheusUrl": "http://prometheus.monitoring.svc:9090"}
+    world.edit(autoscaling={**BOUNDS, **keda})
+    world.settle()
+    made = ChildRef(SCALED_OBJECT_KIND, f"mistral-{revision}")
+    assert made in world.manifests
+    assert {} == autoscalers(world)
+
+    # KEDA's own HPA, by which we know that there is a ScaledObject after a restart.
+    theirs = Child(
+        ChildRef(AUTOSCALER_KIND, f"keda-hpa-mistral-{revision}"),
+        uid="hpa",
+        resource_version="1",
+        applied_hash="copied",
+        owned_fields="{}",
+        controller_uid="so",
+        controller_kind=SCALED_OBJECT_KIND,
+        autoscaler=AutoscalerFacts(active=True),
+    )
+    del world.children[made], world.manifests[made]
+    world.children[theirs.ref] = theirs
+    world.edit(autoscaling=BOUNDS)
+    assert [Delete(made, "so")] == list(reconcile(world.observe(), world.config).delete)
+
+
+def canary_world(**rollout):
+    """A service with an autoscaler whose canary has just begun."""
+    spec = canary_spec(**rollout) | {"autoscaling": BOUNDS}
+    world = CanaryWorld(spec=spec, reachable=True)
+    world.run(lambda w: w.rollout.get("phase") == "Stable" and w.condition("AutoscalingReady"))
+    world.autoscaler_wants = dict.fromkeys(autoscalers(world), 6)
+    world.run(lambda w: w.status["autoscaling"]["replicas"] == 6)
+    world.autoscaler_wants = {}
+    world.edit_engine(maxNumSeqs=32)
+    return world
+
+
+def concurrency(spec):
+    """Requests that one replica should carry, as the HPA has it."""
+    return float(spec["metrics"][1]["pods"]["metric"]["selector"]["matchLabels"]["concurrency"])
+
+
+def test_canary_and_stable_are_sized_separately():
+    """Stable as if it had all of the traffic, so that it can take it back."""
+    world = canary_world()
+    stable = world.status["stableRevision"]
+    world.run(lambda w: w.rollout.get("weight") == 50 and w.rollout["phase"] == "Judging")
+    found = autoscalers(world)
+    canary = world.rollout["canaryRevision"]
+
+    assert {stable, canary} == set(found)
+    assert 0.5 * 0.7 * 64 == pytest.approx(concurrency(found[stable]), abs=0.1)
+    assert 0.7 * 32 == pytest.approx(concurrency(found[canary]), abs=0.1)
+    assert (2, 3) == (found[stable]["minReplicas"], found[canary]["minReplicas"])
+    assert {stable: 6, canary: 3} == replicas(world)
+
+
+def test_size_follows_stable_during_a_canary():
+    """A stable that grows has the canary grow with it."""
+    world = canary_world()
+    world.run(lambda w: w.rollout.get("weight") == 50 and w.rollout["phase"] == "Judging")
+    stable, canary = world.status["stableRevision"], world.rollout["canaryRevision"]
+    world.autoscaler_wants = {stable: 10}
+    world.run(lambda w: replicas(w) == {stable: 10, canary: 5}, seconds=60)
+
+
+def test_promoted_canary_keeps_the_size():
+    """From the first step to the end there are never fewer pods than the traffic needs."""
+    world = canary_world()
+    before = world.status["stableRevision"]
+    world.run(lambda w: before not in replicas(w))
+
+    assert [6] == list(replicas(world).values())
+    assert replicas(world).keys() == autoscalers(world).keys()
+    assert 0 == world.lost
+    assert "SizeKept" != world.condition("AutoscalingReady")["reason"]
+
+
+def test_replacing_canary_keeps_the_size():
+    """Pods that make room are no reason to shrink the service, look after look."""
+    world = canary_world(capacity="Replace")
+    before = world.status["stableRevision"]
+    world.run(lambda w: w.rollout.get("weight") == 50)
+    assert 6 == sum(replicas(world).values())
+    assert {} == autoscalers(world)
+    world.run(lambda w: before not in replicas(w))
+    world.reconcile()
+
+    assert [6] == list(replicas(world).values())
+
+
+def test_cold_start_is_measured_and_fed_back():
+    """How long a pod took to schedule, pull and load is what a scale-up waits for."""
+    world = a_world()
+    (revision,) = replicas(world)
+    (name, pod), *_ = sorted(world.pods.items())
+    stages = [timedelta(seconds=each) for each in (10, 60, 500)]
+    world.pods[name] = replace(
+        pod,
+        created=world.now,
+        scheduled_at=world.now + stages[0],
+        started_at=world.now + stages[1],
+        ready_since=world.now + stages[2],
+    )
+    world.reconcile()
+    measured = world.status["coldStart"]
+    assert (10, 50, 440, 500) == tuple(
+        measured[f"{stage}econds"] for stage in ("scheduleS", "pullS", "loadS", "s")
+    )
+    world.reconcile()
+    (spec,) = autoscalers(world).values()
+    assert {510} == {each["periodSeconds"] for each in spec["behavior"]["scaleUp"]["policies"]}
+    assert revision == measured["revision"]
+
+
+# --- to zero and back ------------------------------------------------------------------------
+
+
+def sleepy(**spec):
+    """A service that may sleep, awake with one replica behind its routers."""
+    wish = {"minReplicas": 0, "maxReplicas": 4, "idleSeconds": 300}
+    world = CanaryWorld(
+        spec=a_spec(autoscaling=wish, traffic={"router": "Embedded"}, **spec),
+        reachable=True,
+        requests_per_second=0.0,
+    )
+    world.run(lambda w: w.rollout.get("state", {}).get("routed") and autoscalers(w))
+    return world
+
+
+def asleep(world):
+    """Whether no pod is asked for."""
+    return set(replicas(world).values()) == {0}
+
+
+def test_idle_service_goes_to_zero_and_stays_ready():
+    """By intent: nothing is wrong, and nothing has to be done."""
+    world = sleepy()
+    world.idle_seconds = 301
+    world.run(asleep, seconds=120)
+    world.run(after(60))
+
+    assert {} == autoscalers(world)
+    assert ("True", "ScaledToZero") == tuple(
+        world.condition("Ready")[each] for each in ("status", "reason")
+    )
+    assert "Idle" == world.status["phase"]
+    assert 0 == world.status["autoscaling"]["replicas"]
+    assert 600 == json.loads(world.heard["router-0"])["hold_seconds"]
+
+
+def test_first_request_wakes_it():
+    """What waits in any router starts one replica; from there the autoscaler goes on."""
+    world = sleepy()
+    world.idle_seconds = 301
+    world.run(asleep, seconds=120)
+    before = world.now
+    world.held, world.idle_seconds = 1, 0
+    world.run(lambda w: not asleep(w), seconds=60)
+    assert (world.now - before).total_seconds() <= 2
+
+    world.held = 0
+    world.run(lambda w: w.condition("Ready")["reason"] == "Serving", seconds=60)
+    assert [1] == list(replicas(world).values())
+    assert replicas(world).keys() == autoscalers(world).keys()
+
+
+@pytest.mark.parametrize("unknown", ["busy", "silent", "another"])
+def test_who_may_be_asked_stays_awake(unknown):
+    """A router that had a request, or does not tell, or just began, may know better."""
+    world = sleepy()
+    world.idle_seconds = 299 if unknown == "busy" else 301
+    if unknown == "silent":
+        world.heard.pop("router-1")
+        world.deaf.add("router-1")
+    if unknown == "another":
+        world.spec["autoscaling"]["minReplicas"] = 1
+        world.edit()
+    world.run(after(900))
+
+    assert [1] == list(replicas(world).values())
+
+
+def test_sleep_by_hand_is_none():
+    """Zero pods that nobody decided on are mended at once, also where zero is allowed."""
+    world = sleepy()
+    (revision,) = replicas(world)
+    world._set_replicas(ChildRef("Deployment", f"mistral-{revision}"), 0, "kubectl")
+    world.run(lambda w: replicas(w) == {revision: 1}, seconds=30)
+
+
+def test_new_leader_lets_it_sleep():
+    """What was only in memory is no reason to wake anybody up."""
+    world = sleepy()
+    world.idle_seconds = 301
+    world.run(asleep, seconds=120)
+    world.restart_operator()
+    world.run(after(60))
+
+    assert asleep(world)
+
+
+# --- budgets of devices ----------------------------------------------------------------------
+
+
+def in_a_budget(devices, held):
+    """A service that shares a budget with another one, which holds some of it."""
+    world = World(spec=a_spec(autoscaling=BOUNDS))
+    world.config = replace(
+        world.config, budgets=(Budget(name="team", devices=devices, resource="nvidia.com/gpu"),)
+    )
+    world.other_claims = (
+        Claim("default/other", {}, "nvidia.com/gpu", 1, held, held, held, held, held, held),
+    )
+    return world
+
+
+def test_budget_bounds_the_autoscaler():
+    """What others hold is not there, and the condition says who they are."""
+    world = in_a_budget(devices=8, held=5)
+    world.settle()
+    (spec,) = autoscalers(world).values()
+    assert (2, 3) == (spec["minReplicas"], spec["maxReplicas"])
+
+    (ref,) = [ref for ref in world.children if ref.kind == AUTOSCALER_KIND]
+    full = AutoscalerFacts(True, "ValidMetricFound", "", 3, "TooManyReplicas")
+    world._set_replicas(ChildRef("Deployment", ref.name), 3, "kube-controller-manager")
+    world.children[ref] = replace(world.children[ref], autoscaler=full)
+    world.reconcile()
+    world.reconcile()
+    condition = world.condition("AutoscalingReady")
+    assert ("False", "WaitingForBudget") == (condition["status"], condition["reason"])
+    assert "default/other holds 5" in condition["message"]
+    assert condition["message"] == world.status["autoscaling"]["message"]
+
+
+def test_minimum_that_does_not_fit_makes_no_pods():
+    """And says so; it begins by itself once there is room."""
+    world = in_a_budget(devices=8, held=8)
+    world.reconcile()
+    world.reconcile()
+    assert [0] == list(replicas(world).values())
+    assert "minReplicas 2 does not fit" in world.condition("AutoscalingReady")["message"]
+
+    world.other_claims = ()
+    world.settle()
+    assert [2] == list(replicas(world).values())
+
+
+def test_surge_comes_on_top_of_the_maximum():
+    """A service at its maximum can still try a new revision, as with a Deployment's maxSurge."""
+    spec = canary_spec() | {"autoscaling": {"minReplicas": 1, "maxReplicas": 1}}
+    world = CanaryWorld(spec=spec, reachable=True)
+    world.run(lambda w: w.rollout.get("phase") == "Stable" and autoscalers(w))
+    before = world.status["stableRevision"]
+    world.edit_engine(maxNumSeqs=32)
+    world.run(lambda w: w.rollout.get("weight") == 50)
+    assert [1, 1] == list(replicas(world).values())
+    world.run(lambda w: before not in replicas(w))
+
+    assert [1] == list(replicas(world).values())
+    assert 0 == world.lost
