@@ -16,9 +16,7 @@ import fcntl
 import importlib.metadata
 import json
 import os
-import shutil
 import socket
-import subprocess
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -28,14 +26,14 @@ from typing import Self
 
 import envoy
 
+from . import go_tools
 from .control_plane import ControlPlane
-from .paths import cache_root, content_key
+from .paths import cache_root
 from .processes import ProcessGroup, run, tail, wait_until
-from .progress import ClusterError, say, step
+from .progress import ClusterError, say
 
 GATEWAY_CLASS = "envoy"
 _MODULE = Path(__file__).parent / "envoy-gateway"
-_FLAGS = ("-trimpath", "-buildvcs=false", "-ldflags=-s -w")
 # The bundled Gateway API CRDs are taken from their own module, split by kind and by channel.
 _CRDS = (
     ("sigs.k8s.io/gateway-api", "config/crd/standard/*.yaml"),
@@ -69,34 +67,7 @@ exec chroot "$root" "$@"
 
 def build() -> Path:
     """The folder with `envoy-gateway` and `crds/`; built when it is not in the cache."""
-    folder = cache_root() / f"envoy-gateway-{content_key([_MODULE], *_FLAGS)}"
-    with (cache_root() / "envoy-gateway.lock").open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        if not folder.exists():
-            for old in cache_root().glob("envoy-gateway-????????????"):
-                shutil.rmtree(old)
-            with step("building Envoy Gateway (about 5 minutes on 2 cores)"):
-                _build(folder)
-    return folder
-
-
-def _build(folder: Path) -> None:
-    if shutil.which("go") is None:
-        raise ClusterError("building Envoy Gateway needs Go 1.21 or newer on the PATH")
-    unfinished = folder.with_suffix(".unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    (unfinished / "crds").mkdir(parents=True)
-    cache = cache_root() / "go-build-envoy-gateway"
-    settings = {"CGO_ENABLED": "0", "GOCACHE": str(cache), "GOFLAGS": "-mod=readonly"}
-    # One package at a time: nobody waits for this at a keyboard.
-    command = ["nice", "go", "build", "-p=1", *_FLAGS, "-o", f"{unfinished}/", "tool"]
-    subprocess.run(command, cwd=_MODULE, env={**os.environ, **settings}, check=True)
-    for module, files in _CRDS:
-        where = ["go", "list", "-C", str(_MODULE), "-m", "-f", "{{.Dir}}", module]
-        for file in Path(run(where).strip()).glob(files):
-            shutil.copy(file, unfinished / "crds")
-    unfinished.rename(folder)
-    shutil.rmtree(cache, ignore_errors=True)
+    return go_tools.build(_MODULE, _CRDS, minutes=5)
 
 
 class EnvoyGateway:

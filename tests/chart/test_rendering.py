@@ -9,6 +9,7 @@ import yaml
 from e2e.chart import CHART
 from e2e.cluster.paths import REPOSITORY
 from llmservice import cli
+from llmservice.core.autoscaling.budget import Budget, parse_budgets
 from llmservice.core.config import Config
 
 pytestmark = pytest.mark.contract
@@ -54,6 +55,9 @@ TYPOS = {
     "metricsServer.replicas=0": "replicas",
     "metricsServer.image.tag=v1": "image",
     "engineMetrics.enabled=sometimes": "enabled",
+    "gpuBudgets[0].name=a": "devices",
+    "gpuBudgets[0].devices=1": "name",
+    "gpuBudgets[0].name=a,gpuBudgets[0].devices=1,gpuBudgets[0].gpus=1": "gpus",
 }
 
 
@@ -208,6 +212,37 @@ def test_the_operator_is_started_with_the_words_its_command_line_knows(helm):
     assert parsed.engine_metrics
 
     assert not operator_arguments(helm.template("engineMetrics.enabled=false")).engine_metrics
+
+
+def test_budgets_of_devices_reach_the_operator(helm):
+    """As JSON that its command line reads; without any, the option is left out."""
+    entry = "gpuBudgets[0]."
+    parsed = operator_arguments(
+        helm.template(
+            f"{entry}name=team-a",
+            f"{entry}namespaces={{a,b}}",
+            f"{entry}labels.tier=batch",
+            f"{entry}devices=16",
+            "gpuBudgets[1].name=rest",
+            "gpuBudgets[1].resource=amd.com/gpu",
+            "gpuBudgets[1].devices=0",
+        )
+    )
+
+    assert parsed.gpu_budgets == (
+        Budget(name="team-a", namespaces=("a", "b"), labels={"tier": "batch"}, devices=16),
+        Budget(name="rest", resource="amd.com/gpu", devices=0),
+    )
+    assert () == operator_arguments(helm.template()).gpu_budgets
+
+
+def test_budgets_reach_the_operator_as_the_code_reads_them(helm):
+    """The argument itself is what `parse_budgets` accepts."""
+    manifests = helm.template("gpuBudgets[0].name=a", "gpuBudgets[0].devices=1")
+    (container,) = the(manifests, "Deployment")["spec"]["template"]["spec"]["containers"]
+    (words,) = [each for each in container["args"] if each.startswith("--gpu-budgets=")]
+
+    assert (Budget(name="a", devices=1),) == parse_budgets(words.partition("=")[2])
 
 
 def test_a_pod_monitor_appears_only_when_asked_for(helm):

@@ -30,7 +30,6 @@ from e2e.cluster.toolchain import binaries
 from llmservice.adapters.api_registration import (
     API_SERVICE,
     CLUSTER_ROLE,
-    CLUSTER_SCOPE,
     VERSION_PRIORITIES,
 )
 from llmservice.adapters.kube import Connection, Credentials
@@ -223,7 +222,7 @@ class Scene:
         self.server.start()
 
         async def available() -> bool:
-            live = await self.cluster.get(API_SERVICE, CLUSTER_SCOPE, CUSTOM)
+            live = await self.cluster.get(API_SERVICE, None, CUSTOM)
             conditions = {c["type"]: c["status"] for c in live["status"].get("conditions", ())}
             return conditions.get("Available") == "True" and (await self.probe())[0] == 200
 
@@ -360,7 +359,7 @@ async def test_values_of_engines_come_through_the_api_server(scene):
     assert "v1beta2" == group["preferredVersion"]["version"]
     _, resources = await scene.get("/apis/custom.metrics.k8s.io/v1beta2")
     assert f"pods/{WAITING}" in [each["name"] for each in resources["resources"]]
-    live = await scene.cluster.get(API_SERVICE, CLUSTER_SCOPE, CUSTOM)
+    live = await scene.cluster.get(API_SERVICE, None, CUSTOM)
     assert not live["spec"].get("insecureSkipTLSVerify")
 
 
@@ -368,7 +367,7 @@ async def ask_directly(
     scene: Scene, identity: KeyPair | None, user: str, namespace: str = TEAM, port: int = 0
 ) -> int:
     """The HTTP status of a question past the API server, with headers that say who one is."""
-    live = await scene.cluster.get(API_SERVICE, CLUSTER_SCOPE, CUSTOM)
+    live = await scene.cluster.get(API_SERVICE, None, CUSTOM)
     bundle = base64.b64decode(live["spec"]["caBundle"]).decode()
     tls = ssl.create_default_context(cadata=bundle)
     if identity is not None:
@@ -428,18 +427,18 @@ async def test_two_replicas_that_start_together_share_their_certificates(scene, 
 async def test_an_api_of_somebody_else_is_left_alone_until_it_is_free(scene):
     """It says so; the rest is served all the same."""
     service = {"namespace": "keda", "name": "adapter"}
-    await scene.cluster.create(API_SERVICE, CLUSTER_SCOPE, an_api_service(EXTERNAL, service))
-    before = await scene.cluster.get(API_SERVICE, CLUSTER_SCOPE, EXTERNAL)
+    await scene.cluster.create(API_SERVICE, None, an_api_service(EXTERNAL, service))
+    before = await scene.cluster.get(API_SERVICE, None, EXTERNAL)
     await scene.start_server()
     assert f"{EXTERNAL}: belongs to Service keda/adapter" in (await scene.probe())[1]
     _, metrics = await scene.probe("/metrics")
     assert 'owned{group_version="external.metrics.k8s.io/v1beta1"} 0.0' in metrics
     assert 200 == (await scene.get(pods_path("v1beta2")))[0]
-    after = await scene.cluster.get(API_SERVICE, CLUSTER_SCOPE, EXTERNAL)
+    after = await scene.cluster.get(API_SERVICE, None, EXTERNAL)
     assert before["spec"] == after["spec"]
     assert before["metadata"]["uid"] == after["metadata"]["uid"]
 
-    await scene.cluster.delete(API_SERVICE, CLUSTER_SCOPE, EXTERNAL, uid=before["metadata"]["uid"])
+    await scene.cluster.delete(API_SERVICE, None, EXTERNAL, uid=before["metadata"]["uid"])
     assert 0 == await scene.server.stop()
     await scene.start_server()  # does at once what a running one does within a minute
     assert f"{EXTERNAL}: ours" in (await scene.probe())[1]
@@ -519,7 +518,7 @@ async def test_a_removed_release_leaves_nothing_behind(scene):
     async def gone() -> bool:
         for name in VERSION_PRIORITIES:
             with contextlib.suppress(NotFound):
-                await scene.cluster.get(API_SERVICE, CLUSTER_SCOPE, name)
+                await scene.cluster.get(API_SERVICE, None, name)
                 return False
         with contextlib.suppress(NotFound):
             await scene.cluster.get(SECRET, NAMESPACE, SERVER)
@@ -539,10 +538,10 @@ async def test_the_server_s_rights_end_where_its_work_does(kubeconfig):
         cluster.get(SECRET, NAMESPACE, "another"),
         cluster.get(SECRET, TEAM, SERVER),
         cluster.list_page(SECRET, NAMESPACE),
-        cluster.get(API_SERVICE, CLUSTER_SCOPE, "v1.apps"),
-        cluster.get(CLUSTER_ROLE, CLUSTER_SCOPE, "cluster-admin"),
+        cluster.get(API_SERVICE, None, "v1.apps"),
+        cluster.get(CLUSTER_ROLE, None, "cluster-admin"),
         cluster.create(POD, TEAM, a_pod("x")),
-        cluster.create(API_SERVICE, CLUSTER_SCOPE, an_api_service("v1.x.example", {})),
+        cluster.create(API_SERVICE, None, an_api_service("v1.x.example", {})),
     ]
     for request in forbidden:
         with pytest.raises(Forbidden):

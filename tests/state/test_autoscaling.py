@@ -408,6 +408,40 @@ def test_minimum_that_does_not_fit_makes_no_pods():
     assert [2] == list(replicas(world).values())
 
 
+def test_a_sleeper_without_room_wakes_up_once_there_is_some():
+    """Its routers are asked also while its budget has nothing, and who waits is told why."""
+    world = sleepy()
+    world.idle_seconds = 301
+    world.now += timedelta(seconds=301)
+    world.run(asleep, seconds=120)
+    budget = Budget(name="team", devices=8, resource="nvidia.com/gpu")
+    world.config = replace(world.config, budgets=(budget,))
+    full = Claim("default/other", {}, "nvidia.com/gpu", 1, 8, 8, 8, 8, 8, 8)
+    world.other_claims = (full,)
+    world.held, world.idle_seconds = 1, 0
+    world.run(lambda w: w.status["autoscaling"].get("wantedReplicas") == 1, seconds=60)
+    world.run(lambda w: w.condition("Ready")["reason"] == "WaitingForBudget", seconds=60)
+    assert "False" == world.condition("Ready")["status"]
+    assert asleep(world)
+
+    world.other_claims = ()
+    world.run(lambda w: not asleep(w), seconds=60)
+
+
+def test_who_was_woken_up_stays_until_somebody_could_be_served():
+    """The client may have given up while the model loaded, and come again."""
+    world = sleepy()
+    world.idle_seconds = 301
+    world.now += timedelta(seconds=301)
+    world.run(asleep, seconds=120)
+    world.held = 1
+    world.run(lambda w: not asleep(w), seconds=60, load=False)
+    world.held = 0
+    world.run(after(900), load=False)
+
+    assert not asleep(world)
+
+
 def test_surge_comes_on_top_of_the_maximum():
     """A service at its maximum can still try a new revision, as with a Deployment's maxSurge."""
     spec = canary_spec() | {"autoscaling": {"minReplicas": 1, "maxReplicas": 1}}

@@ -17,9 +17,6 @@ from llmservice.api import names
 from llmservice.core.metrics_api import CUSTOM_GROUP, EXTERNAL_GROUP
 from llmservice.core.observed import Manifest
 
-CLUSTER_SCOPE: Any = None
-"""In place of a namespace, for kinds that have none."""
-
 API_SERVICE = Resource("apiregistration.k8s.io/v1", "apiservices", "APIService", namespaced=False)
 CLUSTER_ROLE = Resource(
     "rbac.authorization.k8s.io/v1", "clusterroles", "ClusterRole", namespaced=False
@@ -77,7 +74,7 @@ class ApiRegistration:
         Raises:
             ClusterError: the release has no such object, or it cannot be read.
         """
-        live = await self._cluster.get(CLUSTER_ROLE, CLUSTER_SCOPE, self._name)
+        live = await self._cluster.get(CLUSTER_ROLE, None, self._name)
         return {
             "apiVersion": CLUSTER_ROLE.api_version,
             "kind": CLUSTER_ROLE.kind,
@@ -106,7 +103,7 @@ class ApiRegistration:
     async def _register(self, manifest: Manifest) -> Registration:
         name = manifest["metadata"]["name"]
         try:
-            live = await self._cluster.get(API_SERVICE, CLUSTER_SCOPE, name)
+            live = await self._cluster.get(API_SERVICE, None, name)
         except NotFound:
             # Not by force: who is faster with this name keeps it.
             await self._apply(manifest, force=False)
@@ -121,7 +118,7 @@ class ApiRegistration:
 
     async def _apply(self, manifest: Manifest, *, force: bool) -> None:
         await self._cluster.apply(
-            API_SERVICE, CLUSTER_SCOPE, manifest, field_manager=FIELD_MANAGER, force=force
+            API_SERVICE, None, manifest, field_manager=FIELD_MANAGER, force=force
         )
 
     def _is_ours(self, service: Mapping[str, Any] | None) -> bool:

@@ -39,7 +39,7 @@ _KV_USAGE = "vllm:kv_cache_usage_perc"
 _GAUGES = (_WAITING, _RUNNING, _KV_USAGE)
 _WANTED = (
     *(*_ENDED, _TTFT, _LATENCY, *(f"{name}_bucket" for name in _ITL), _RUNNING, _WAITING),
-    *(f"{_PROMPTS}_sum", f"{_PROMPTS}_count", f"{_ANSWERS}_sum", *_QUERIES, *_HITS),
+    *(f"{_PROMPTS}_", f"{_ANSWERS}_", *_QUERIES, *_HITS),
 )
 
 _REASON = "finished_reason"
@@ -118,9 +118,26 @@ def _counts(samples: _Samples, *, has_itl: bool) -> Counts | None:
             _total(samples[f"{_ANSWERS}_sum"]),
             _total(_first(samples, _QUERIES)),
             _total(_first(samples, _HITS)),
+            _squares(samples[f"{_PROMPTS}_bucket"]),
+            _squares(samples[f"{_ANSWERS}_bucket"]),
         ),
     )
     return counts if counts.is_valid else None
+
+
+def _squares(buckets: Iterable[_Sample]) -> float:
+    """The sum of squares, at most: each value counts as the upper edge of its bucket.
+
+    What is over the last edge counts as that edge. Each rank's buckets end with infinity.
+    """
+    total = below = last = 0.0
+    for each in buckets:
+        edge = float(each.labels.get("le", "NaN"))
+        is_last = math.isinf(edge)
+        last = last if is_last else edge
+        total += max(0.0, each.value - below) * last**2
+        below, last = (0.0, 0.0) if is_last else (each.value, last)
+    return total if math.isfinite(total) else 0.0
 
 
 def _first(samples: _Samples, names: Iterable[str]) -> list[_Sample]:

@@ -22,7 +22,6 @@ from aiohttp import web
 from cryptography import x509
 from multidict import CIMultiDictProxy
 
-from llmservice.adapters.api_registration import CLUSTER_SCOPE
 from llmservice.adapters.ports import Cluster, ClusterError, Resource
 from llmservice.adapters.resources import CONFIG_MAP
 from llmservice.adapters.serving_certificates import Pair, tls_context
@@ -200,7 +199,7 @@ class Reviews:
         }
         resource = SUBJECT_ACCESS_REVIEW
         review = {"apiVersion": resource.api_version, "kind": resource.kind, "metadata": {}}
-        answer = await self._cluster.create(resource, CLUSTER_SCOPE, {**review, "spec": spec})
+        answer = await self._cluster.create(resource, None, {**review, "spec": spec})
         return (answer.get("status") or {}).get("allowed") is True
 
 

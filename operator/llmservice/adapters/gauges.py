@@ -137,11 +137,6 @@ class Gauges:
 
     # --- reading ------------------------------------------------------------------------------
 
-    @property
-    def synced(self) -> bool:
-        """Whether every pod of the first list has been asked."""
-        return not self.problems()
-
     def problems(self) -> tuple[str, ...]:
         """Why answers would be worse than another replica's; empty when they are as good."""
         if not self._listed:

@@ -88,7 +88,10 @@ class WatchEvent:
 
 
 class Cluster(Protocol):
-    """The Kubernetes API, as dictionaries in and out. Every call may raise ClusterError."""
+    """The Kubernetes API, as dictionaries in and out. Every call may raise ClusterError.
+
+    ``namespace`` is None for a kind that has none, and for lists and watches of all of them.
+    """
 
     async def list_page(
         self,
@@ -115,14 +118,14 @@ class Cluster(Protocol):
         """Events after ``resource_version``; ends when the server ends it. Raises Gone."""
         ...
 
-    async def get(self, resource: Resource, namespace: str, name: str) -> Manifest:
+    async def get(self, resource: Resource, namespace: str | None, name: str) -> Manifest:
         """Read one object."""
         ...
 
     async def apply(
         self,
         resource: Resource,
-        namespace: str,
+        namespace: str | None,
         manifest: Mapping[str, Any],
         *,
         field_manager: str,
@@ -135,7 +138,7 @@ class Cluster(Protocol):
     async def merge(
         self,
         resource: Resource,
-        namespace: str,
+        namespace: str | None,
         manifest: Mapping[str, Any],
         *,
         field_manager: str,
@@ -146,7 +149,7 @@ class Cluster(Protocol):
     async def patch(
         self,
         resource: Resource,
-        namespace: str,
+        namespace: str | None,
         name: str,
         operations: Sequence[Mapping[str, Any]],
         *,
@@ -156,18 +159,20 @@ class Cluster(Protocol):
         ...
 
     async def create(
-        self, resource: Resource, namespace: str, manifest: Mapping[str, Any]
+        self, resource: Resource, namespace: str | None, manifest: Mapping[str, Any]
     ) -> Manifest:
         """Create one object (events, leases)."""
         ...
 
     async def replace(
-        self, resource: Resource, namespace: str, manifest: Mapping[str, Any]
+        self, resource: Resource, namespace: str | None, manifest: Mapping[str, Any]
     ) -> Manifest:
         """Update one object; its ``metadata.resourceVersion`` guards against lost updates."""
         ...
 
-    async def delete(self, resource: Resource, namespace: str, name: str, *, uid: str) -> None:
+    async def delete(
+        self, resource: Resource, namespace: str | None, name: str, *, uid: str
+    ) -> None:
         """Delete the object of that uid; one that is gone is no error."""
         ...
 

@@ -127,14 +127,14 @@ class RestCluster:
                 async for line in _lines(response.content):
                     yield _watch_event(line)
 
-    async def get(self, resource: Resource, namespace: str, name: str) -> Manifest:
+    async def get(self, resource: Resource, namespace: str | None, name: str) -> Manifest:
         """See :meth:`llmservice.adapters.ports.Cluster.get`."""
         return await self._call("GET", _path(resource, namespace, name))
 
     async def apply(
         self,
         resource: Resource,
-        namespace: str,
+        namespace: str | None,
         manifest: Mapping[str, Any],
         *,
         field_manager: str,
@@ -149,7 +149,7 @@ class RestCluster:
     async def merge(
         self,
         resource: Resource,
-        namespace: str,
+        namespace: str | None,
         manifest: Mapping[str, Any],
         *,
         field_manager: str,
@@ -162,7 +162,7 @@ class RestCluster:
     async def patch(
         self,
         resource: Resource,
-        namespace: str,
+        namespace: str | None,
         name: str,
         operations: Sequence[Mapping[str, Any]],
         *,
@@ -173,19 +173,21 @@ class RestCluster:
         return await self._call("PATCH", path, query, operations, content_type=_PATCH)
 
     async def create(
-        self, resource: Resource, namespace: str, manifest: Mapping[str, Any]
+        self, resource: Resource, namespace: str | None, manifest: Mapping[str, Any]
     ) -> Manifest:
         """See :meth:`llmservice.adapters.ports.Cluster.create`."""
         return await self._call("POST", _path(resource, namespace), body=manifest)
 
     async def replace(
-        self, resource: Resource, namespace: str, manifest: Mapping[str, Any]
+        self, resource: Resource, namespace: str | None, manifest: Mapping[str, Any]
     ) -> Manifest:
         """See :meth:`llmservice.adapters.ports.Cluster.replace`."""
         path = _path(resource, namespace, manifest["metadata"]["name"])
         return await self._call("PUT", path, body=manifest)
 
-    async def delete(self, resource: Resource, namespace: str, name: str, *, uid: str) -> None:
+    async def delete(
+        self, resource: Resource, namespace: str | None, name: str, *, uid: str
+    ) -> None:
         """See :meth:`llmservice.adapters.ports.Cluster.delete`."""
         options = {
             "kind": "DeleteOptions",

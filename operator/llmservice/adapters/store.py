@@ -199,9 +199,7 @@ class Store:
             service = self._service(key)
             if service is None or _is_older(who.resource_version, service.resource_version):
                 return ()
-            freed = [Touched(each, Change.Facts) for each in self.claims.drop(key)]
-            self.forget(key)
-            return (Touched(key, Change.Shape), *freed)
+            return (Touched(key, Change.Shape), *self.forget(key))
         return self._remove_owned(_Place(kind, who.namespace, who.name), who.resource_version)
 
     def retain(
@@ -230,16 +228,22 @@ class Store:
             touched.extend(self.remove(kind, gone))
         return touched
 
-    def forget(self, key: ServiceKey) -> None:
-        """The service is gone; its children and pods stay until the garbage collector is done."""
+    def forget(self, key: ServiceKey) -> Sequence[Touched]:
+        """The service is gone; its children and pods stay until the garbage collector is done.
+
+        Returns:
+            Those that may get its devices.
+        """
+        freed = [Touched(each, Change.Facts) for each in self.claims.drop(key)]
         entry = self._entries.get(key)
         if entry is None:
-            return
+            return freed
         entry.forget_service()
         self._rollouts.pop(key, None)
         for ref in [ref for ref in entry.children if ref.kind in OPTIONAL]:
             self.remove_child(key, ref)  # no watch will tell that it is gone
         self._drop_if_empty(key)
+        return freed
 
     # --- what carrying out a decision taught us -----------------------------------------------
 

@@ -27,7 +27,6 @@ a tool that applies it again and again does no harm."""
 # One field manager per concern, so that a release of one never drops a field of the other.
 CHILD_MANAGER = "llmservice"
 STATUS_MANAGER = "llmservice-status"
-LEASE_MANAGER = "llmservice-lease"
 TRAFFIC_MANAGER = "llmservice-traffic"
 SCALE_MANAGER = "llmservice-scale"
 """Owns ``spec.replicas`` of a Deployment beside its autoscaler: a field that its last owner lets go

@@ -115,6 +115,8 @@ class ColdStartStatus(ApiObject):
     """Revision of the pods."""
     pod: Annotated[str, Field(max_length=253)]
     """The last pod that counted."""
+    pod_created: Time | None = None
+    """When it was made; older ones do not count any more."""
     schedule_seconds: Annotated[int, Field(ge=0)]
     """Until a node was found."""
     pull_seconds: Annotated[int, Field(ge=0)]

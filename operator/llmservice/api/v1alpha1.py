@@ -373,7 +373,7 @@ class AutoscalingSpec(ApiObject):
     load_target: Annotated[float, Field(gt=0, le=1)] = 0.7
     """What a replica should carry, as a share of the engine's maxNumSeqs; over 0 up to 1."""
     idle_seconds: Annotated[int, Field(ge=30, le=604_800)] = 900
-    """With minReplicas 0: so long nobody asks before the last replica goes, 30 to 604800."""
+    """With minReplicas 0: so long nobody asks before all replicas go, 30 to 604800."""
     cold_start_seconds: Annotated[int, Field(ge=1, le=86_400)] | None = None
     """From the decision for one more replica to its first answer, 1 to 86400. Default: as measured
     on the pods of this service, 180 before there are any."""

@@ -44,6 +44,7 @@ def service_status(situation: Situation, config: Config) -> dict[str, Any]:
         rolling=rolling,
         problem=(situation.refusal and situation.refusal.problem)
         or _rejection(situation)
+        or _no_budget(situation)
         or health.find_problem(
             observed,
             target.hash,
@@ -106,7 +107,9 @@ def _autoscaling_status(situation: Situation) -> dict[str, Any] | None:
 
 
 def _wanted_replicas(situation: Situation, size: int) -> int:
-    """One more than it has while a bound holds the autoscaler of the lead back."""
+    """One more than it has while a bound holds the autoscaler of the lead back, or its waking."""
+    if situation.rest is not None and situation.rest.size > size:
+        return situation.rest.size
     facts = _lead_facts(situation)
     return max(size, facts.desired + 1) if facts and facts.limited == "TooManyReplicas" else size
 
@@ -134,6 +137,14 @@ def _autoscaler(situation: Situation) -> tuple[str, str, str] | None:
         message = "the number of replicas stays while revisions change places"
         return "True", status.Reason.SizeKept, message
     return autoscaler_condition(_lead_facts(situation))
+
+
+def _no_budget(situation: Situation) -> status.Problem | None:
+    """That no replica fits into a budget, though there should be one."""
+    bound = situation.bound
+    if bound is None or not bound.message or situation.valid.spec.replicas:
+        return None
+    return status.Problem(status.Reason.WaitingForBudget, bound.message, stalled=False)
 
 
 def _rejection(situation: Situation) -> status.Problem | None:

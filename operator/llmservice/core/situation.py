@@ -156,8 +156,10 @@ def _sized(
     wish, status = valid.spec.autoscaling, observed.service.status
     if wish is None:
         return valid, None
-    if wish.max_replicas == 0:  # not even its minimum fits into its budget
-        return replace(valid, spec=valid.spec.model_copy(update={"replicas": 0})), None
+    if wish.max_replicas == 0:  # nothing of it fits into its budget
+        sleeps = observed.claim is not None and observed.claim.least == 0
+        rested = rest(observed, wish, 0, at_rest=True) if sleeps else None
+        return replace(valid, spec=valid.spec.model_copy(update={"replicas": 0})), rested
     before = status.get("autoscaling", {})
     size = current_size(wish, before, deployments, status.get("stableRevision"))
     kept = load_rollout(status.get("rollout", {}).get("state"))

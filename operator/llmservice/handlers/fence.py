@@ -78,7 +78,7 @@ class FencedCluster:
             resource_version=resource_version,
         )
 
-    async def get(self, resource: Resource, namespace: str, name: str) -> Manifest:
+    async def get(self, resource: Resource, namespace: str | None, name: str) -> Manifest:
         """Passed on."""
         return await self._cluster.get(resource, namespace, name)
 
@@ -93,7 +93,7 @@ class FencedCluster:
     async def apply(
         self,
         resource: Resource,
-        namespace: str,
+        namespace: str | None,
         manifest: Mapping[str, Any],
         *,
         field_manager: str,
@@ -118,7 +118,7 @@ class FencedCluster:
     async def merge(
         self,
         resource: Resource,
-        namespace: str,
+        namespace: str | None,
         manifest: Mapping[str, Any],
         *,
         field_manager: str,
@@ -133,7 +133,7 @@ class FencedCluster:
     async def patch(
         self,
         resource: Resource,
-        namespace: str,
+        namespace: str | None,
         name: str,
         operations: Sequence[Mapping[str, Any]],
         *,
@@ -149,7 +149,7 @@ class FencedCluster:
         )
 
     async def create(
-        self, resource: Resource, namespace: str, manifest: Mapping[str, Any]
+        self, resource: Resource, namespace: str | None, manifest: Mapping[str, Any]
     ) -> Manifest:
         """Fenced."""
         return await self._write(
@@ -157,14 +157,16 @@ class FencedCluster:
         )
 
     async def replace(
-        self, resource: Resource, namespace: str, manifest: Mapping[str, Any]
+        self, resource: Resource, namespace: str | None, manifest: Mapping[str, Any]
     ) -> Manifest:
         """Fenced."""
         return await self._write(
             "replace", resource.kind, lambda: self._cluster.replace(resource, namespace, manifest)
         )
 
-    async def delete(self, resource: Resource, namespace: str, name: str, *, uid: str) -> None:
+    async def delete(
+        self, resource: Resource, namespace: str | None, name: str, *, uid: str
+    ) -> None:
         """Fenced."""
         await self._write(
             "delete",

@@ -146,7 +146,7 @@ class Reconciler:
         try:
             live = await self._cluster.get(LLM_SERVICE, key.namespace, key.name)
         except NotFound:
-            self._store.forget(key)
+            self._forget(key)
         else:
             self._store.put(LLM_SERVICE.kind, live)
             self._store.confirm(key)
@@ -210,7 +210,8 @@ class Reconciler:
         return wait <= 0
 
     def _forget(self, key: ServiceKey) -> None:
-        self._store.forget(key)
+        for touched in self._store.forget(key):
+            self._queue.add(touched.key, Lane.Normal)
         self._queue.forget(key)
         self._telemetry.set_plan_ratio(key, None)
         self._telemetry.set_cold_start(key, {})

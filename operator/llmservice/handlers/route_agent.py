@@ -268,7 +268,11 @@ class RouteAgent:
                 gates = await self._admin.gates()
         except (AdminUnavailable, TimeoutError) as error:
             why = str(error) or f"nothing within {_REPORT_SECONDS:g} s"
-            return RouterReport(None, problem=f"Envoy does not answer: {why}"[:_PROBLEM_LIMIT])
+            return RouterReport(
+                None,
+                waiting=self._holder.waiting,
+                problem=f"Envoy does not answer: {why}"[:_PROBLEM_LIMIT],
+            )
         problem = self._refusal
         if not problem and (self._target is None or version != self._target.version):
             problem = f"not in force yet; {self._outcome}"

@@ -83,6 +83,16 @@ def test_who_shares_a_budget_is_looked_at_again():
     assert Touched(SMALL, Change.Facts) in gone
 
 
+def test_a_forgotten_service_gives_its_devices_back():
+    """Also when its deletion is met by a write, before any event tells of it."""
+    store = Store(BUDGETS)
+    for key in (BIG, SMALL):
+        store.put(LLM_SERVICE.kind, a_service(key))
+
+    assert (Touched(SMALL, Change.Facts),) == tuple(store.forget(BIG))
+    assert store.claims.of(BIG) is None
+
+
 def test_a_service_that_goes_away_claims_nothing():
     claims = Claims(BUDGETS)
     list(claims.put(BIG, a_service(BIG)))

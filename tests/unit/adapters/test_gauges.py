@@ -503,26 +503,26 @@ async def test_a_pod_is_not_asked_twice_at_once():
 async def test_ready_when_all_pods_have_been_asked():
     """Before that another replica knows more; each namespace counts from its first list."""
     async with asking() as gauges:
-        assert not gauges.synced
+        assert gauges.problems()
         assert ("the pods are not known yet",) == gauges.problems()
 
         await ask_once(gauges)
-        assert not gauges.synced
+        assert gauges.problems()
 
         list_all(gauges, a_pod("a"))
         assert ("not all pods have been asked yet",) == gauges.problems()
 
-        await run_until(gauges, lambda: gauges.synced)
+        await run_until(gauges, lambda: not gauges.problems())
         assert {"a": SAMPLE} == samples(gauges)
         assert () == gauges.problems()
 
         list_all(gauges, a_pod("a"), a_pod("b"))
-        assert gauges.synced
+        assert not gauges.problems()
 
         gauges.retain("Pod", "other", [], "8")
-        assert not gauges.synced
+        assert gauges.problems()
         await ask_once(gauges)
-        assert gauges.synced
+        assert not gauges.problems()
 
 
 @in_fake_time

@@ -168,7 +168,8 @@ def claim_of(
         pods=pods,
         least=scaling.min_replicas,
         most=scaling.max_replicas,
-        wanted=_number(told, "wantedReplicas", size),
+        # One that was never sized begins with a replica, also if it may sleep later.
+        wanted=_number(told, "wantedReplicas", size if told else max(1, size)),
         granted=_number(told, "maxReplicas", size),
         priority=scaling.priority,
     )

@@ -11,6 +11,7 @@ from itertools import pairwise
 from typing import Any
 
 from llmservice.core.observed import PodFacts
+from llmservice.core.status import format_time
 
 DEFAULT_SECONDS = 180.0
 """Of a service that has no pods to tell."""
@@ -45,18 +46,19 @@ def cold_start_status(
         pods: engine pods.
         revision: whose pods are measured.
     """
-    found = _newest(pods, revision)
+    kept = before if before.get("revision") == revision else {}
+    # Not one that counted before, nor an older one: it may be ready for the second time.
+    since = kept.get("podCreated", "")
+    found = _newest((pod for pod in pods if format_time(pod.created) > since), revision)
     if found is None:
         return dict(before) or None
     pod, measured = found
-    if before.get("pod") == pod.name:
-        return dict(before)
-    kept = before if before.get("revision") == revision else {}
     stages = {
         f"{stage}Seconds": _between(kept.get(f"{stage}Seconds"), getattr(measured, stage))
         for stage in ("schedule", "pull", "load")
     }
-    return {"revision": revision, "pod": pod.name, **stages, "seconds": sum(stages.values())}
+    told = {"revision": revision, "pod": pod.name, "podCreated": format_time(pod.created)}
+    return {**told, **stages, "seconds": sum(stages.values())}
 
 
 def measure(pod: PodFacts) -> ColdStart | None:

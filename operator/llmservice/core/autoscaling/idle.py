@@ -49,7 +49,19 @@ def rest(observed: Observed, wish: AutoscalingSpec, size: int, *, at_rest: bool)
     idle = bool(reports) and all(
         report is not None and report.idle_seconds >= wish.idle_seconds for report in reports
     )
-    return Rest(0 if idle and at_rest else size, ask, pause)
+    may_sleep = idle and at_rest and _had_its_chance(observed, wish.idle_seconds)
+    return Rest(0 if may_sleep else size, ask, pause)
+
+
+def _had_its_chance(observed: Observed, seconds: float) -> bool:
+    """Whether an engine has served for that long: who woke it up may have to come again."""
+    since = timedelta(seconds=seconds)
+    return any(
+        pod.ready
+        and not pod.deleting
+        and (pod.ready_since is None or observed.now - pod.ready_since >= since)
+        for pod in observed.pods
+    )
 
 
 def _report(observed: Observed, pod: PodFacts, pause: float) -> RouterReport | None:

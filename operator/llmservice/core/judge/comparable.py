@@ -4,12 +4,17 @@ Two versions that are the same look different when one of them is asked for more
 prompts that the other still knows. Neither is evidence, so neither decides.
 """
 
+from dataclasses import dataclass
+from math import sqrt
+
 from llmservice.api.guardrails import Metric
 from llmservice.core.judge.counts import Tokens, Window
 from llmservice.core.judge.state import JudgeState
 
 _ALIKE = 1.3
 """Greatest ratio of two means at which requests are still alike."""
+_SIGMAS = 3.0
+"""Standard deviations that chance is not believed to have caused."""
 _WARM = 0.8
 """Share of stable's hit ratio from which a canary's prefix cache is warm."""
 _MATTERS = 0.2
@@ -50,15 +55,44 @@ def describe_mix(state: JudgeState, metric: Metric) -> str:
     canary, stable = state.canary_tokens, state.stable_tokens
     if not (canary.requests and stable.requests):
         return ""
-    totals = [("prompts", canary.prompt, stable.prompt)]
+    means = [("prompts", _mean_prompt(canary), _mean_prompt(stable))]
     if metric != "ttft":  # what comes after the first token cannot delay it
-        totals.append(("answers", canary.generated, stable.generated))
-    means = [(what, c / canary.requests, s / stable.requests) for what, c, s in totals]
+        means.append(("answers", _mean_answer(canary), _mean_answer(stable)))
     return " and ".join(
-        f"the canary's {what} have {c:.0f} tokens on average, stable's {s:.0f}"
-        for what, c, s in means
-        if min(c, s) > 0 and max(c, s) > _ALIKE * min(c, s)
+        f"the canary's {what} have {of_canary.value:.0f} tokens on average,"
+        f" stable's {of_stable.value:.0f}"
+        for what, of_canary, of_stable in means
+        if _are_unlike(of_canary, of_stable)
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Mean:
+    value: float
+    variance: float
+    """Of the mean, not of single requests."""
+
+
+def _mean_prompt(tokens: Tokens) -> _Mean:
+    return _mean(tokens.requests, tokens.prompt, tokens.prompt_squares)
+
+
+def _mean_answer(tokens: Tokens) -> _Mean:
+    return _mean(tokens.requests, tokens.generated, tokens.generated_squares)
+
+
+def _mean(requests: float, total: float, squares: float) -> _Mean:
+    mean = total / requests
+    # Of those who do not tell how lengths spread, as much as of waiting times.
+    spread = squares / requests - mean**2 if squares else mean**2
+    return _Mean(mean, max(0.0, spread) / requests)
+
+
+def _are_unlike(canary: _Mean, stable: _Mean) -> bool:
+    """By more than chance: one long stream in a hundred moves a mean by more than the ratio."""
+    low, high = sorted((canary.value, stable.value))
+    by_chance = _SIGMAS * sqrt(canary.variance + stable.variance)
+    return low > 0 and high > _ALIKE * low and high - low > by_chance
 
 
 def _is_colder(canary: Tokens, stable: Tokens) -> bool:

@@ -106,6 +106,9 @@ class Tokens:
     """Tokens of prompts that were looked up in the prefix cache."""
     hits: float = 0.0
     """And found."""
+    prompt_squares: float = 0.0
+    """Sum of the squares of each request's number, at least; with it the spread is known."""
+    generated_squares: float = 0.0
 
     @property
     def hit_ratio(self) -> float:
@@ -115,7 +118,8 @@ class Tokens:
     @property
     def numbers(self) -> tuple[float, ...]:
         """All of them."""
-        return self.requests, self.prompt, self.generated, self.queries, self.hits
+        squares = self.prompt_squares, self.generated_squares
+        return self.requests, self.prompt, self.generated, self.queries, self.hits, *squares
 
     def __add__(self, other: "Tokens") -> "Tokens":
         return Tokens(*map(add, self.numbers, other.numbers))

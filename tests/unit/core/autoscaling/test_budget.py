@@ -442,7 +442,7 @@ def test_the_claim_of_a_new_service():
     """It has nothing yet."""
     wish = spec(autoscaling={"minReplicas": 2, "maxReplicas": 5, "priority": -3})
 
-    assert Claim("a/b", {}, GPU, 1, 0, 0, 2, 5, 0, 0, -3) == claim_of("a/b", {}, wish, {})
+    assert Claim("a/b", {}, GPU, 1, 0, 0, 2, 5, 1, 0, -3) == claim_of("a/b", {}, wish, {})
 
 
 def test_the_claim_of_an_autoscaled_service():

@@ -72,6 +72,18 @@ def test_another_revision_begins_anew():
     assert 1002 == cold_start_status(first, [a_pod(), other], "r2")["seconds"]
 
 
+def test_pod_that_becomes_ready_again_is_no_new_one():
+    """It was not ready for a moment, hours after its start; or the newest pod is gone."""
+    pods = [a_pod(), a_pod("b", created=600)]
+    first = cold_start_status({}, pods, "r1")
+    again = replace(pods[1], ready_since=START + timedelta(hours=6))
+
+    assert first == cold_start_status(first, [pods[0], again], "r1")
+    assert first == cold_start_status(
+        first, [replace(pods[0], ready_since=again.ready_since)], "r1"
+    )
+
+
 def test_clock_skew_makes_no_negative_stage():
     """Node and API server note times by their own clocks."""
     assert 0 == measure(a_pod(seconds=(2, 1, 112))).pull

@@ -11,7 +11,7 @@ STABLE = Tokens(1000, 500_000, 200_000, 500_000, 300_000)
 """500 tokens in, 200 out, 60 % of the former known."""
 
 
-def asked(prompt=500, generated=200, requests=50):
+def asked(prompt=500, generated=200, requests=500):
     """What a canary was asked, on average."""
     return JudgeState(
         canary_tokens=Tokens(requests, requests * prompt, requests * generated),
@@ -51,6 +51,25 @@ def test_unlike_prompts(state, ttft, latency):
         assert words in said
         assert bool(words) is bool(said)
         assert not said or "stable's" in said
+
+
+@pytest.mark.parametrize(("requests", "unlike"), [(400, False), (40_000, True)])
+def test_a_few_long_answers_are_chance(requests, unlike):
+    """One stream of 800 tokens in a hundred: the mean of 400 requests says little about them."""
+
+    def answers(number, long):
+        short = number - long
+        return Tokens(
+            number,
+            generated=4 * short + 800 * long,
+            generated_squares=16 * short + 800**2 * long,
+        )
+
+    canary, stable = answers(requests, requests // 200), answers(10 * requests, requests // 8)
+    state = JudgeState(canary_tokens=canary, stable_tokens=stable)
+    assert 1.3 < (stable.generated / stable.requests) / (canary.generated / canary.requests)
+
+    assert unlike is bool(describe_mix(state, "latency"))
 
 
 @pytest.mark.parametrize(
