@@ -32,29 +32,7 @@ def service_status(situation: Situation, config: Config) -> dict[str, Any]:
     service, old = observed.service, observed.service.status
     plan = plan_status(situation.valid.plan.memory)
     pods = [pod for pod in observed.pods if not pod.deleting]
-    ready = sum(pod.ready for pod in pods)
-    rolling = any(
-        h != target.hash and (d.replicas or d.current_replicas)
-        for h, d in situation.deployments.items()
-    )
-    progress = status.Progress(
-        wanted=situation.valid.spec.replicas,
-        ready=ready,
-        rolled_out=rollout.complete,
-        rolling=rolling,
-        problem=(situation.refusal and situation.refusal.problem)
-        or _rejection(situation)
-        or _no_budget(situation)
-        or health.find_problem(
-            observed,
-            target.hash,
-            situation.deployments.get(target.hash),
-            making_room=situation.making_room,
-        ),
-        capacity=_capacity(situation, rolling=rolling),
-        rollout=summary(situation.course) if situation.course else "",
-        autoscaler=_autoscaler(situation),
-    )
+    progress = _progress(situation, sum(pod.ready for pod in pods))
     course = situation.course
     stable = target.hash if rollout.complete else old.get("stableRevision")
     if course is not None:
@@ -65,7 +43,7 @@ def service_status(situation: Situation, config: Config) -> dict[str, Any]:
         "url": f"http://{service.key.name}.{service.key.namespace}.svc.{config.cluster_domain}"
         f":{situation.valid.spec.service.port}/v1",
         "replicas": len(pods),
-        "readyReplicas": ready,
+        "readyReplicas": progress.ready,
         "terminatingReplicas": len(observed.pods) - len(pods) if observed.claim else None,
         "selector": ",".join(
             f"{key}={value}"
@@ -87,6 +65,32 @@ def service_status(situation: Situation, config: Config) -> dict[str, Any]:
         "conditions": status.build_conditions(observed, progress),
     }
     return {key: value for key, value in new.items() if value is not None}
+
+
+def _progress(situation: Situation, ready: int) -> status.Progress:
+    observed, target, rollout = situation.observed, situation.target, situation.rollout
+    rolling = any(
+        h != target.hash and (d.replicas or d.current_replicas)
+        for h, d in situation.deployments.items()
+    )
+    return status.Progress(
+        wanted=situation.valid.spec.replicas,
+        ready=ready,
+        rolled_out=rollout.complete,
+        rolling=rolling,
+        problem=(situation.refusal and situation.refusal.problem)
+        or _rejection(situation)
+        or _no_budget(situation)
+        or health.find_problem(
+            observed,
+            target.hash,
+            situation.deployments.get(target.hash),
+            making_room=situation.making_room,
+        ),
+        capacity=_capacity(situation, rolling=rolling),
+        rollout=summary(situation.course) if situation.course else "",
+        autoscaler=_autoscaler(situation),
+    )
 
 
 def _autoscaling_status(situation: Situation) -> dict[str, Any] | None:
