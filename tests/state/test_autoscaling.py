@@ -350,6 +350,21 @@ def test_sleep_by_hand_is_none():
     world.run(lambda w: replicas(w) == {revision: 1}, seconds=30)
 
 
+def test_what_was_just_put_to_sleep_is_left_asleep():
+    """The status tells of it a look later: until then it must not look like zero by hand."""
+    world = sleepy()
+    awake = world.status
+    world.idle_seconds = 301
+    world.now += timedelta(seconds=301)
+    world.run(asleep, seconds=120)
+    world.status = awake
+    for _ in range(5):
+        world.reconcile()
+        assert asleep(world)
+
+    assert 0 == world.status["autoscaling"]["replicas"]
+
+
 def test_new_leader_lets_it_sleep():
     """What was only in memory is no reason to wake anybody up."""
     world = sleepy()

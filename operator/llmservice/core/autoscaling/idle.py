@@ -54,13 +54,15 @@ def rest(observed: Observed, wish: AutoscalingSpec, size: int, *, at_rest: bool)
 
 
 def _had_its_chance(observed: Observed, seconds: float) -> bool:
-    """Whether an engine has served for that long: who woke it up may have to come again."""
+    """Whether an engine has served for that long: who woke it up may have to come again.
+
+    Without engines it is asleep already, and the status will say so.
+    """
     since = timedelta(seconds=seconds)
-    return any(
-        pod.ready
-        and not pod.deleting
-        and (pod.ready_since is None or observed.now - pod.ready_since >= since)
-        for pod in observed.pods
+    pods = [pod for pod in observed.pods if not pod.deleting]
+    return not pods or any(
+        pod.ready and (pod.ready_since is None or observed.now - pod.ready_since >= since)
+        for pod in pods
     )
 
 
