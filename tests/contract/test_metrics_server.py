@@ -218,13 +218,15 @@ class Scene:
             raise AssertionError(f"waited for {what}; last: {last!r}") from error
 
     async def start_server(self) -> None:
-        """Returns once the API server reaches it."""
+        """Returns once the API server reaches it, and it has looked at who owns which API."""
         self.server.start()
 
         async def available() -> bool:
             live = await self.cluster.get(API_SERVICE, None, CUSTOM)
             conditions = {c["type"]: c["status"] for c in live["status"].get("conditions", ())}
-            return conditions.get("Available") == "True" and (await self.probe())[0] == 200
+            status, text = await self.probe()
+            looked = f"{CUSTOM}: ours" in text
+            return conditions.get("Available") == "True" and status == 200 and looked
 
         await self.eventually(available, "a registered server")
 
