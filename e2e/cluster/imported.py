@@ -53,13 +53,18 @@ class ImportedImages:
         self._write({**imported, built.tag: built.identity})
 
     def drop_superseded(self) -> None:
-        """Forget all but the last imported tag of each repository; only while no pod runs."""
+        """Forget all but the last imported tag of each repository; only while no pod runs.
+
+        containerd names an image by its content, too; while one name is left, so are its gigabytes.
+        """
         imported = self._imported()
-        last = {tag.rpartition(":")[0]: tag for tag in imported}
-        superseded = imported.keys() - last.values()
-        if superseded:
-            run(self._ctr("rm", *sorted(superseded)))
-            self._write({tag: imported[tag] for tag in imported if tag not in superseded})
+        last = {tag.rpartition(":")[0]: tag for tag in imported}.values()
+        rows = [row.split() for row in run(self._ctr("ls")).splitlines()[1:]]
+        digests = {name: digest for name, _, digest, *_ in rows}
+        kept = {digests.get(tag) for tag in last}
+        if superseded := sorted(name for name, digest in digests.items() if digest not in kept):
+            run(self._ctr("rm", "--sync", *superseded))
+            self._write({tag: imported[tag] for tag in imported if tag in last})
 
     def _ctr(self, *words: str) -> list[str]:
         return self._inside([binaries() / "ctr", "-n", "k8s.io", "images", *words])
