@@ -44,7 +44,7 @@ fmt: setup ## Format and mend what the linter can
 
 .PHONY: unit
 unit: setup ## Pure tests
-	@$(RUN) pytest -q -m "not contract and not e2e and not integrations" tests
+	@$(RUN) pytest -q -n auto -m "not contract and not e2e and not integrations" tests
 
 .PHONY: generate
 generate: setup ## Rewrite what is generated: CRD, chart copies, blocks of the documentation
