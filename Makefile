@@ -116,8 +116,9 @@ bench-queue: setup ## The router's queue, with a real Envoy: what waits where, a
 	@$(RUN) python -m tests.bench.queue
 
 .PHONY: bench-metrics
-bench-metrics: setup ## The metrics server at a thousand pods: answers, CPU, memory
+bench-metrics: setup binaries ## The metrics server at a thousand pods, and how soon a queue scales
 	@$(RUN) python -m tests.bench.metrics_api
+	@$(RUN) python -m tests.bench.reaction
 
 .PHONY: clean-cache
 clean-cache: demo-down ## Remove binaries, images and environments from the user cache

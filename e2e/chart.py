@@ -1,5 +1,7 @@
 """Installs `charts/llmservice` with the images of the working tree, and takes it out again."""
 
+import json
+
 from e2e.cluster.paths import REPOSITORY
 from e2e.cluster.progress import ClusterError
 from e2e.kubectl import JSON, Kubectl
@@ -43,6 +45,13 @@ def _upgrade(kubectl: Kubectl, images: dict[str, str]) -> None:
         settings += [f"--set-string={value}.repository={repository}"]
         settings += [f"--set-string={value}.tag={tag}"]
     kubectl.call_helm("upgrade", "--install", RELEASE, str(CHART), "--wait", _WAIT, *settings)
+
+
+def set_value(kubectl: Kubectl, name: str, value: object) -> None:
+    """Upgrade the installed release with another value; returns when its pods are ready."""
+    setting = f"--set-json={name}={json.dumps(value)}"
+    words = ("upgrade", RELEASE, str(CHART), "--reuse-values", "--wait", _WAIT, setting)
+    kubectl.within(NAMESPACE).call_helm(*words)
 
 
 def describe_operator(kubectl: Kubectl) -> str:

@@ -81,8 +81,7 @@ def make(stage: Stage) -> Iterator[Make]:
 
     yield apply
     for name in made:
-        stage.kubectl("delete", f"llmservice/{name}", "--ignore-not-found")
-        stage.kill_pods(name)
+        stage.remove(name)
 
 
 # Nobody else's, so nothing else on the cluster can be scheduled by it.

@@ -102,8 +102,9 @@ class Stage:
             seconds=_DRAIN_SECONDS,
         )
 
-    def kill_pods(self, name: str) -> None:
-        """End a service's pods now; a graceful stop takes longer than most tests."""
+    def remove(self, name: str) -> None:
+        """Delete a service and end its pods now; a graceful stop takes longer than most tests."""
+        self.kubectl("delete", f"llmservice/{name}", "--ignore-not-found")
         pods = ("pods", f"--selector=llmservice.dev/service={name}")
         self.kubectl("delete", *pods, "--force", "--grace-period=0")
 

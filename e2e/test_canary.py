@@ -41,8 +41,7 @@ def _careful(stage: Stage) -> Iterator[str]:
     service = with_spec(service, **shortened("canary-fast.yaml"))
     stage.kubectl.apply(service)
     yield _NAME
-    stage.kubectl("delete", f"llmservice/{_NAME}", "--ignore-not-found")
-    stage.kill_pods(_NAME)
+    stage.remove(_NAME)
 
 
 @pytest.fixture

@@ -58,8 +58,7 @@ _SERVER = textwrap.dedent(f"""
 def _gated(stage: Stage) -> Iterator[str]:
     stage.kubectl.apply(with_spec(tiny_service(_NAME, stage.engine), rollout=_ROLLOUT))
     yield _NAME
-    stage.kubectl("delete", f"llmservice/{_NAME}", "--ignore-not-found")
-    stage.kill_pods(_NAME)
+    stage.remove(_NAME)
 
 
 @pytest.fixture

@@ -10,9 +10,7 @@ machine slows all alike: read the ratios, and the CPU time, which is exact. With
 ends within three minutes.
 """
 
-import argparse
 import asyncio
-import json
 import os
 import sys
 import time
@@ -31,20 +29,20 @@ from aiohttp import web
 from e2e.cluster.processes import ProcessGroup
 from llmservice.core.router.desired import Capacity, Endpoint, Track, Traffic, format_traffic
 from tests.bench import procfs
-from tests.bench.router import (
-    _LOADS,
+from tests.bench.ways import (
+    LOADS,
+    Line,
     Stage,
-    _compare,
-    _port,
-    _start_engine,
-    _traffic,
-    _Way,
+    Way,
+    compare,
+    port_of,
+    print_figures,
+    start_engine,
+    traffic_to,
 )
 from tests.router.agent_pod import RouterPod
 from tests.router.conftest import Router, gated
 from tests.router.engine import a_track, until
-
-Line = dict[str, Any]
 
 _MIB = 1 << 20
 _UPLOAD = 100 * _MIB
@@ -330,19 +328,18 @@ async def _two_routers(plan: Plan, folder: Path) -> AsyncIterator[Line]:
 async def _cost(plan: Plan, folder: Path) -> AsyncIterator[Line]:
     with ExitStack() as stack:
         engines = stack.enter_context(ProcessGroup(folder / "engines"))
-        stable = await _start_engine(engines, "stable")
+        stable = await start_engine(engines, "stable")
         stage = Stage(folder, stack, engines, {"stable": stable})
-        traffic = _traffic(("stable", 10_000, stable))
-        ways, routers = [_Way("direct", stable.port)], []
+        traffic = traffic_to(("stable", 10_000, stable))
+        ways, routers = [Way("direct", stable.port)], []
         for name, bound in (("without gate", None), ("by the gate", 1000)):
             room, group = stage.room(name.replace(" ", "-"))
             routers.append(Router(room, group))
             await routers[-1].start(gated(traffic, bound))
-            ways.append(_Way(name, _port(routers[-1]), group.pid_of("envoy")))
+            ways.append(Way(name, port_of(routers[-1]), group.pid_of("envoy")))
         pids = [os.getpid(), engines.pid_of("stable")]
-        for load in _LOADS:
-            fresh = [_Way(way.name, way.port, way.pid) for way in ways]
-            lines = [line async for line in _compare(load, fresh, pids, plan.seconds * len(ways))]
+        for load in LOADS:
+            lines = [line async for line in compare(load, ways, pids, plan.seconds)]
             for line in lines:
                 yield line
             yield _ratio(load.name, *lines[1:])
@@ -433,18 +430,9 @@ async def figures(plan: Plan) -> AsyncIterator[Line]:
                 yield line
 
 
-async def _print(plan: Plan) -> None:
-    async for line in figures(plan):
-        print(json.dumps(line), flush=True)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print a line per figure."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    words = "of load for each way to an engine (default 4)"
-    parser.add_argument("--seconds", type=float, default=Plan().seconds, help=words)
-    asyncio.run(_print(Plan(parser.parse_args(arguments).seconds)))
-    return 0
+    return print_figures(__doc__, lambda seconds: figures(Plan(seconds)), Plan().seconds, arguments)
 
 
 if __name__ == "__main__":

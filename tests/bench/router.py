@@ -10,7 +10,6 @@ the direct one as much: read the ratios, and the CPU time, which is exact. With 
 within three minutes.
 """
 
-import argparse
 import asyncio
 import json
 import os
@@ -26,17 +25,14 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from aiohttp import web
 
 from e2e.cluster.processes import ProcessGroup
 from llmservice.adapters.ports import Resource
 from llmservice.adapters.resources import CONFIG_MAP, ENDPOINT_SLICE
-from llmservice.core.resources.router import ENVOY_THREADS
 from llmservice.core.router.desired import (
     Affinity,
-    Capacity,
     Endpoint,
     Track,
     Traffic,
@@ -45,6 +41,18 @@ from llmservice.core.router.desired import (
 from llmservice.core.router.envoy import READY_PATH
 from tests.bench import procfs
 from tests.bench.loopback import Client, Failed
+from tests.bench.ways import (
+    LOADS,
+    MANY,
+    Line,
+    Stage,
+    Way,
+    compare,
+    port_of,
+    print_figures,
+    start_engine,
+    traffic_to,
+)
 from tests.router.agent_pod import (
     NAMESPACE,
     SERVICE,
@@ -57,14 +65,8 @@ from tests.router.agent_pod import (
 from tests.router.conftest import Router
 from tests.router.engine import until
 
-Line = dict[str, Any]
-
-_MANY = Capacity(requests=4096, queued=4096)
-"""Of the tracks: none of the figures is about refusals."""
-_ROOT = Path(__file__).parents[2]
 _DOOMED = "doomed"
 _ENGINES = ("stable", "canary", _DOOMED)
-_PATIENCE_SECONDS = 30
 _POLL_SECONDS = 0.005
 
 
@@ -85,7 +87,7 @@ class Plan:
 async def figures(plan: Plan) -> AsyncIterator[Line]:
     """All of them, one after the other."""
     with TemporaryDirectory() as folder, ProcessGroup(Path(folder) / "engines") as engines:
-        where = {name: await _start_engine(engines, name) for name in _ENGINES}
+        where = {name: await start_engine(engines, name) for name in _ENGINES}
         for part in (_overhead, _changes, _failures, _memory):
             with ExitStack() as stack:
                 stage = Stage(Path(folder) / part.__name__, stack, engines, where)
@@ -93,207 +95,30 @@ async def figures(plan: Plan) -> AsyncIterator[Line]:
                     yield line
 
 
-# --- what runs ------------------------------------------------------------------------------------
-
-
-class _Processes(ProcessGroup):
-    """An Envoy with as many threads as in a router's pod; the tests' own have one."""
-
-    def start(
-        self, name: str, command: Sequence[str | Path], env: Mapping[str, str] | None = None
-    ) -> None:
-        words = list(command)
-        if "--concurrency" in words:
-            words[words.index("--concurrency") + 1] = str(ENVOY_THREADS)
-        super().start(name, words, env)
-
-
-async def _start_engine(engines: ProcessGroup, name: str) -> Endpoint:
-    command = [sys.executable, "-m", "tests.bench.loopback", name]
-    engines.start(name, command, {"PYTHONPATH": str(_ROOT)})
-    log = engines.log_of(name)
-
-    async def listens() -> bool:
-        return log.read_text().endswith("\n")
-
-    await until(listens, "a listening engine")
-    return Endpoint(f"127.0.0.1:{int(log.read_text())}", ready=True)
-
-
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """The engines of all figures, and the routers of one, which end with it."""
-
-    folder: Path
-    stack: ExitStack
-    engines: ProcessGroup
-    where: Mapping[str, Endpoint]
-
-    def room(self, name: str) -> tuple[Path, ProcessGroup]:
-        """A folder for a router, and a group for its processes."""
-        folder = self.folder / name
-        folder.mkdir(parents=True)
-        return folder, self.stack.enter_context(_Processes(folder / "processes"))
-
-
-def _port(router: Router) -> int:
-    return int(router.url.rpartition(":")[2])
-
-
 # --- 1: against the direct way --------------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class _Way:
-    """One way to an engine, and what went over it."""
-
-    name: str
-    port: int
-    pid: int | None = None
-    """Of its Envoy."""
-    seconds: list[float] = field(default_factory=list)
-    """Of each answer."""
-    failed: int = 0
-    busy_seconds: float = 0.0
-
-    def cpu_seconds(self) -> float:
-        """Of its Envoy, until now."""
-        return procfs.cpu_seconds(self.pid) if self.pid else 0.0
-
-    async def ask(self, client: Client, path: str) -> None:
-        """Send one request, and note how it went."""
-        try:
-            self.seconds.append((await client.ask(path)).seconds)
-        except Failed:
-            self.failed += 1
-
-
-@dataclass(frozen=True, slots=True)
-class _Load:
-    """What is asked, by how many at a time."""
-
-    name: str
-    path: str
-    workers: int
-    in_turns: bool = False
-    """All workers take the same way for a moment, so that it has a rate; else each takes one way
-    after the other."""
-    chunks: int = 0
-
-
-_LOADS = (
-    _Load("short answers, one at a time", "/answer/0", 1),
-    _Load("short answers, 16 at a time", "/answer/0", 16, in_turns=True),
-    _Load("streams of 100 chunks 10 ms apart, 32 at a time", "/stream/100/10", 32, chunks=100),
-)
-_REQUESTS_IN_A_TURN = 10
 
 
 async def _overhead(plan: Plan, stage: Stage) -> AsyncIterator[Line]:
     stable, canary = stage.where["stable"], stage.where["canary"]
-    split = _traffic(("stable", 9_500, stable), ("canary", 500, canary))
+    split = traffic_to(("stable", 9_500, stable), ("canary", 500, canary))
     routed = {
-        "one track": _traffic(("stable", 10_000, stable)),
+        "one track": traffic_to(("stable", 10_000, stable)),
         "split 95/5": split,
         "split 95/5, affinity": replace(split, affinity=Affinity(header="x-user")),
     }
     routers = []
-    ways = [_Way("direct", stable.port)]
+    ways = [Way("direct", stable.port)]
     for name, traffic in routed.items():
         folder, group = stage.room(name.replace("/", "-"))
         routers.append(Router(folder, group))
         await routers[-1].start(traffic)
-        ways.append(_Way(name, _port(routers[-1]), group.pid_of("envoy")))
+        ways.append(Way(name, port_of(routers[-1]), group.pid_of("envoy")))
     pids = [os.getpid(), *map(stage.engines.pid_of, ("stable", "canary"))]
-    for load in _LOADS:
-        fresh = [_Way(way.name, way.port, way.pid) for way in ways]
-        async for line in _compare(load, fresh, pids, plan.seconds * len(ways)):
+    for load in LOADS:
+        async for line in compare(load, ways, pids, plan.seconds):
             yield line
     for router in routers:
         await router.close()
-
-
-def _traffic(*tracks: tuple[str, int, Endpoint]) -> Traffic:
-    made = (Track(name, weight, _MANY, (endpoint,)) for name, weight, endpoint in tracks)
-    return Traffic("v1", stable="stable", tracks=tuple(made))
-
-
-async def _compare(
-    load: _Load, ways: list[_Way], pids: list[int], seconds: float
-) -> AsyncIterator[Line]:
-    clients = [[Client(partial(int, way.port)) for way in ways] for _ in range(load.workers)]
-    for each in clients:
-        for client in each:
-            await client.ask("/answer/0")  # connects
-    before = [way.cpu_seconds() for way in ways]
-    meter = procfs.Meter([*pids, *(way.pid for way in ways if way.pid)])
-    await (_take_turns if load.in_turns else _mix)(load, ways, clients, seconds)
-    others = round(meter.read().other_cores, 2)
-    for way, spent in zip(ways, before, strict=True):
-        line = _describe(load, way, ways[0]) | _cpu(load, way, way.cpu_seconds() - spent)
-        yield line | {"cores_used_by_others": others}
-    for each in clients:
-        for client in each:
-            client.close()
-
-
-async def _take_turns(
-    load: _Load, ways: list[_Way], clients: list[list[Client]], seconds: float
-) -> None:
-    async def work(way: _Way, client: Client) -> None:
-        for _ in range(_REQUESTS_IN_A_TURN):
-            await way.ask(client, load.path)
-
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        for number, way in enumerate(ways):
-            start = time.perf_counter()
-            await asyncio.gather(*(work(way, each[number]) for each in clients))
-            way.busy_seconds += time.perf_counter() - start
-
-
-async def _mix(load: _Load, ways: list[_Way], clients: list[list[Client]], seconds: float) -> None:
-    async def work(number: int, mine: list[Client]) -> None:
-        await asyncio.sleep(number / load.workers)  # so that they do not ask all at once
-        while time.perf_counter() < end:
-            for turn in range(len(ways)):
-                way = (number + turn) % len(ways)
-                await ways[way].ask(mine[way], load.path)
-
-    end = time.perf_counter() + seconds
-    await asyncio.gather(*(work(*each) for each in enumerate(clients)))
-
-
-def _describe(load: _Load, way: _Way, direct: _Way) -> Line:
-    line: Line = {
-        "figure": load.name,
-        "way": way.name,
-        "answers": len(way.seconds),
-        "failed": way.failed,
-    }
-    if load.in_turns:
-        rate, plain = (len(each.seconds) / each.busy_seconds for each in (way, direct))
-        line |= {"per_second": round(rate, 1), "rate_to_direct": round(rate / plain, 3)}
-    for name, share in (("p50", 0.5), ("p99", 0.99)):
-        here, there = (_quantile(each.seconds, share) for each in (way, direct))
-        line |= {f"{name}_ms": _ms(here), f"added_{name}_ms": _ms(here - there)}
-    return line
-
-
-def _cpu(load: _Load, way: _Way, seconds: float) -> Line:
-    if way.pid is None:
-        return {}
-    what, number = ("chunks", load.chunks) if load.chunks else ("requests", 1)
-    per_thousand = 1000 * seconds / (len(way.seconds) * number)
-    return {f"envoy_cpu_seconds_per_1000_{what}": round(per_thousand, 4)}
-
-
-def _quantile(values: list[float], share: float) -> float:
-    return sorted(values)[min(len(values) - 1, int(share * len(values)))]
-
-
-def _ms(seconds: float) -> float:
-    return round(seconds * 1000, 3)
 
 
 # --- 2: from an order to traffic ------------------------------------------------------------------
@@ -334,14 +159,14 @@ def _place(pod: RouterPod, engines: Mapping[str, Endpoint]) -> None:
 
 def _order(pods: Sequence[RouterPod], version: str, canary: int) -> None:
     weights = (("stable", 10_000 - canary), ("canary", canary))
-    tracks = tuple(Track(name, weight, _MANY) for name, weight in weights)
+    tracks = tuple(Track(name, weight, MANY) for name, weight in weights)
     for pod in pods:
         pod.order_text(format_traffic(Traffic(version, "stable", tracks)))
 
 
 async def _until_answered(pod: RouterPod, engine: str) -> float:
     """The moment of the first answer from there."""
-    client = Client(partial(_port, pod.router))
+    client = Client(partial(port_of, pod.router))
     while True:
         if (await client.ask("/answer/0")).engine == engine:
             client.close()
@@ -381,7 +206,7 @@ class _Clients:
 
     async def run(self, kind: str, path: str) -> None:
         """Ask until told otherwise."""
-        client = Client(lambda: _port(random.choice(self.pods).router))
+        client = Client(lambda: port_of(random.choice(self.pods).router))
         while not self.done:
             try:
                 await client.ask(path)
@@ -508,7 +333,7 @@ async def _memory(plan: Plan, stage: Stage) -> AsyncIterator[Line]:
     folder, group = stage.room("pod")
     router = Router(folder, group)
     router.folder.mkdir()
-    traffic = Traffic("v1", "stable", (Track("stable", 10_000, _MANY),))
+    traffic = Traffic("v1", "stable", (Track("stable", 10_000, MANY),))
     async with _api_server(a_config_map(format_traffic(traffic)), a_slice("stable", stable)) as url:
         kubeconfig = folder / "kubeconfig"
         kubeconfig.write_text(_kubeconfig(url))
@@ -534,7 +359,7 @@ async def _open_streams(number: int, router: Router) -> None:
         tracks = await router.admin.tracks()
         return number == tracks["stable"].active == await router.admin.active_requests()
 
-    clients = [Client(partial(_port, router)) for _ in range(number)]
+    clients = [Client(partial(port_of, router)) for _ in range(number)]
     streams = [asyncio.create_task(client.ask("/stream/2/60000")) for client in clients]
     try:
         await until(all_open, "open streams")
@@ -616,18 +441,9 @@ def _kubeconfig(url: str) -> str:
 # --- the command ----------------------------------------------------------------------------------
 
 
-async def _print(plan: Plan) -> None:
-    async for line in figures(plan):
-        print(json.dumps(line), flush=True)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print a line per figure."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    words = "of load for each way to an engine (default 4)"
-    parser.add_argument("--seconds", type=float, default=Plan().seconds, help=words)
-    asyncio.run(_print(Plan(parser.parse_args(arguments).seconds)))
-    return 0
+    return print_figures(__doc__, lambda seconds: figures(Plan(seconds)), Plan().seconds, arguments)
 
 
 if __name__ == "__main__":

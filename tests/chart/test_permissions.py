@@ -64,6 +64,11 @@ def of_operator(namespaces: tuple[str, ...]) -> dict[Role, Any]:
     return wanted
 
 
+def of_lookout() -> dict[Role, Any]:
+    """The operator may look at what its metrics server may register."""
+    return {("ClusterRole", None, "llmservice-metrics-api"): expected()["metricsApi"]}
+
+
 def of_metrics_server(namespaces: tuple[str, ...]) -> dict[Role, Any]:
     """Pods wherever services are, its Secret, and what the whole cluster shares."""
     name, rules = METRICS_SERVER[1], expected()
@@ -81,7 +86,7 @@ def of_metrics_server(namespaces: tuple[str, ...]) -> dict[Role, Any]:
 def test_the_roles_are_the_lists_and_all_are_bound(helm, settings, namespaces):
     """To the operator, the metrics server and the HPA controller, and nothing else."""
     manifests = helm.template(*settings)
-    operator, server = of_operator(namespaces), of_metrics_server(namespaces)
+    operator, server = of_operator(namespaces) | of_lookout(), of_metrics_server(namespaces)
     reader = ("ClusterRole", None, "llmservice-metrics-server-reader")
     assert {**operator, **server, reader: expected()["metricsReader"]} == roles(manifests)
     assert set(operator) == granted(manifests, OPERATOR)

@@ -206,7 +206,7 @@ def test_the_operator_is_started_with_the_words_its_command_line_knows(helm):
     parsed = operator_arguments(manifests)
     assert parsed.command == "operator"
     assert parsed.lease_namespace == "llmservice-system"
-    assert parsed.namespaces == "a,b"
+    assert parsed.namespaces == ("a", "b")
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
     assert {"http": parsed.port} == ports
     assert parsed.engine_metrics
@@ -264,8 +264,9 @@ def test_the_metrics_server_is_started_with_the_words_its_command_line_knows(hel
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
     parsed = cli._parser().parse_args(container["args"])
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
-    assert ("metrics-server", "a,b") == (parsed.command, parsed.namespaces)
+    assert ("metrics-server", ("a", "b")) == (parsed.command, parsed.namespaces)
     assert {"https": parsed.port, "http": parsed.probe_port} == ports
+    assert parsed.external_metrics
     assert container["image"].endswith(":v1")
 
     service = the(manifests, "Service", component="metrics-server")
@@ -274,6 +275,14 @@ def test_the_metrics_server_is_started_with_the_words_its_command_line_knows(hel
     named = (parsed.namespace, parsed.name)
     assert named == (service["metadata"]["namespace"], service["metadata"]["name"])
     assert ("ClusterRole", parsed.name) in {(m["kind"], m["metadata"]["name"]) for m in manifests}
+
+
+def test_external_metrics_can_be_left_to_others(helm):
+    """To KEDA, whose chart refuses to take an APIService over."""
+    manifests = helm.template("metricsServer.externalMetrics=false")
+    deployment = the(manifests, "Deployment", component="metrics-server")
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    assert not cli._parser().parse_args(container["args"]).external_metrics
 
 
 def test_no_pod_is_another_component_s(helm):

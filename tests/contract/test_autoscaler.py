@@ -3,11 +3,21 @@
 import asyncio
 import json
 
+import pytest
+
+from e2e.cluster.control_plane import ControlPlane
+from e2e.cluster.toolchain import binaries
+from llmservice.adapters.kube import Connection, Credentials
 from llmservice.adapters.resources import AUTOSCALER, DEPLOYMENT
+from llmservice.adapters.rest import RestCluster
 from llmservice.api import names
-from tests.contract.conftest import condition
+from llmservice.core.ownership import owned_fields, owns
+from tests.chart.conftest import Helm
+from tests.contract.conftest import OPERATOR_USER, condition
 
 BOUNDS = {"minReplicas": 2, "maxReplicas": 6}
+TAKEN = "v1beta1.custom.metrics.k8s.io"
+"""By an adapter that knows nothing newer."""
 
 
 async def the_deployment(kube):
@@ -140,6 +150,51 @@ async def test_no_metrics_are_no_reason_to_scale_down(kube, start_operator):
     assert 4 == await replicas(kube)
 
 
+@pytest.fixture
+def adapter(control_plane):
+    """Another adapter has the API, and the operator the chart's right to see that."""
+    role, binding = (
+        manifest
+        for manifest in Helm(binaries() / "helm").template()
+        if manifest["metadata"]["name"] == "llmservice-metrics-api"
+    )
+    group = "rbac.authorization.k8s.io"
+    binding["subjects"] = [{"apiGroup": group, "kind": "User", "name": OPERATOR_USER}]
+    api_service = {
+        "apiVersion": "apiregistration.k8s.io/v1",
+        "kind": "APIService",
+        "metadata": {"name": TAKEN},
+        "spec": {
+            "group": "custom.metrics.k8s.io",
+            "version": "v1beta1",
+            "groupPriorityMinimum": 100,
+            "versionPriority": 100,
+            "insecureSkipTLSVerify": True,
+            "service": {"namespace": "monitoring", "name": "prometheus-adapter"},
+        },
+    }
+    made = [role, binding, api_service]
+    for each in made:
+        control_plane.kubectl("apply", "-f", "-", input=json.dumps(each))
+    yield
+    for each in made:  # above all the APIService: namespaces cannot go while it leads nowhere
+        control_plane.kubectl("delete", each["kind"], each["metadata"]["name"])
+
+
+async def test_adapter_that_has_the_metrics_api_is_named(kube, start_operator, adapter):
+    """The operator looks for itself, and says what to do; no metrics server is needed for that."""
+    await start_operator()
+    await kube.ready_service(autoscaling=BOUNDS)
+
+    async def reported():
+        found = condition(await kube.service(), "AutoscalingReady")
+        return found if found.get("reason") == "MetricsAPITaken" else None
+
+    found = await kube.eventually(reported, "MetricsAPITaken", 30)
+    assert "False" == found["status"]
+    assert f"{TAKEN} belongs to Service monitoring/prometheus-adapter" in found["message"]
+
+
 async def test_second_autoscaler_on_the_same_pods_is_named(kube, start_operator):
     """Two would undo each other; Kubernetes stops both, and the condition says which to delete."""
     await start_operator()
@@ -178,3 +233,46 @@ async def test_keda_that_is_not_there_is_named(kube, start_operator):
         in (found["message"])
     )
     assert 2 == await replicas(kube)
+
+
+def tolerances(hpa):
+    """Of each direction that has one."""
+    behavior = hpa["spec"]["behavior"]
+    return {name: each["tolerance"] for name, each in behavior.items() if "tolerance" in each}
+
+
+async def test_tolerances_are_written_and_not_written_again(kube, start_operator):
+    """On a server that has them, which this one is."""
+    await start_operator()
+    await kube.ready_service(autoscaling=BOUNDS)
+    await until_handed_over(kube)
+    await kube.eventually(lambda: an_autoscaler(kube), "an autoscaler")
+    await kube.until_quiet(kube.follow())
+
+    (live,) = await kube.list(AUTOSCALER)
+    assert {"scaleUp": "100m", "scaleDown": "100m"} == tolerances(live)
+
+
+async def test_tolerances_that_a_server_drops_are_no_drift():
+    """As one does whose feature is off: the field stays ours, so nobody writes it for ever."""
+    flags = {"kube-apiserver": ["--emulated-version=1.34"]}
+    target = {"apiVersion": "apps/v1", "kind": "Deployment", "name": "engine"}
+    directions = {name: {"tolerance": "100m"} for name in ("scaleUp", "scaleDown")}
+    wanted = {
+        "apiVersion": AUTOSCALER.api_version,
+        "kind": AUTOSCALER.kind,
+        "metadata": {"name": "engine"},
+        "spec": {"scaleTargetRef": target, "maxReplicas": 3, "behavior": directions},
+    }
+    with ControlPlane(nodes=0, flags=flags) as plane:
+        cluster = RestCluster(await Connection.open(Credentials(kubeconfig=plane.kubeconfig)))
+        manager = names.CHILD_MANAGER
+        await cluster.apply(AUTOSCALER, "default", wanted, field_manager=manager, force=True)
+        # Whoever writes next has the server work out anew who owns what.
+        plane.kubectl("annotate", "hpa", "engine", "seen=yes")
+        live = await cluster.get(AUTOSCALER, "default", "engine")
+        await cluster.close()
+
+    owned = owned_fields(live["metadata"]["managedFields"])
+    assert {} == tolerances(live)
+    assert all(owns(owned, "spec", "behavior", name, "tolerance") for name in directions)

@@ -9,7 +9,6 @@ import asyncio
 import base64
 import contextlib
 import itertools
-import json
 import signal
 import socket
 import ssl
@@ -21,12 +20,10 @@ from typing import Any
 
 import aiohttp
 import pytest
-import yaml
 from aiohttp import web
 
 from e2e.cluster.control_plane import ControlPlane
 from e2e.cluster.pki import KeyPair
-from e2e.cluster.toolchain import binaries
 from llmservice.adapters.api_registration import (
     API_SERVICE,
     CLUSTER_ROLE,
@@ -39,16 +36,15 @@ from llmservice.adapters.rest import RestCluster
 from llmservice.adapters.serving_certificates import SECRET
 from llmservice.api import names
 from tests.bench.audit import AuditLog
-from tests.chart.conftest import NAMESPACE, Helm
+from tests.bench.metrics_stage import SERVER, TEAM, create_namespaces, install, write_kubeconfig
+from tests.chart.conftest import NAMESPACE
 
 pytestmark = pytest.mark.timeout(240)
 
-SERVER = "llmservice-metrics-server"
 HPA_ACCOUNT = "system:serviceaccount:kube-system:horizontal-pod-autoscaler"
 HPA = Resource("autoscaling/v2", "horizontalpodautoscalers", "HorizontalPodAutoscaler")
 CUSTOM, OLD, EXTERNAL = VERSION_PRIORITIES
 WAITING = "vllm:num_requests_waiting"
-TEAM = "team"
 LABELS = {**names.revision_selector("mistral", "abc"), names.MANAGED_BY_LABEL: names.MANAGED_BY}
 LOOKS = 5
 """So often the HPA controller asks in vain before its standing still is believed."""
@@ -68,8 +64,7 @@ def plane() -> Iterator[ControlPlane]:
         "--horizontal-pod-autoscaler-downscale-stabilization=1s",
     ]
     with ControlPlane(flags={"kube-controller-manager": flags}) as plane:
-        for name in (NAMESPACE, TEAM):
-            plane.kubectl("create", "namespace", name)
+        create_namespaces(plane)
         yield plane
 
 
@@ -77,33 +72,8 @@ def plane() -> Iterator[ControlPlane]:
 def port(plane: ControlPlane) -> int:
     """The chart is installed, and its Service leads to this port of this machine."""
     port = a_port()
-    for manifest in Helm(binaries() / "helm").template():
-        if manifest["kind"] in ("Deployment", "CustomResourceDefinition"):
-            continue
-        if (manifest["kind"], manifest["metadata"]["name"]) == ("Service", SERVER):
-            del manifest["spec"]["selector"]
-        plane.kubectl("apply", "-f", "-", input=json.dumps(manifest))
-    endpoints = {
-        "apiVersion": "discovery.k8s.io/v1",
-        "kind": "EndpointSlice",
-        "metadata": {
-            "name": SERVER,
-            "namespace": NAMESPACE,
-            "labels": {"kubernetes.io/service-name": SERVER},
-        },
-        "addressType": "IPv4",
-        "endpoints": [{"addresses": [_own_address()], "conditions": {"ready": True}}],
-        "ports": [{"name": "https", "port": port, "protocol": "TCP"}],
-    }
-    plane.kubectl("apply", "-f", "-", input=json.dumps(endpoints))
+    install(plane, port)
     return port
-
-
-def _own_address() -> str:
-    """One that is not loopback: an EndpointSlice may not name those."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
-        asked.connect(("192.0.2.1", 9))  # sends nothing, but chooses an address of ours
-        return str(asked.getsockname()[0])
 
 
 def a_port() -> int:
@@ -266,12 +236,7 @@ class Scene:
 @pytest.fixture
 def kubeconfig(plane: ControlPlane, port: int, tmp_path: Path) -> Path:
     """Credentials of the server's service account, which the chart has made."""
-    token = plane.kubectl("create", "token", SERVER, f"-n={NAMESPACE}").strip()
-    config = yaml.safe_load(plane.kubeconfig.read_text())
-    config["users"][0]["user"] = {"token": token}
-    file = tmp_path / "kubeconfig"
-    file.write_text(json.dumps(config))
-    return file
+    return write_kubeconfig(plane, tmp_path)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ An EndpointSlice refuses loopback, so engines listen on the address that this ma
 network; only the proxies of these tests are told of them.
 """
 
+import asyncio
 import http.client
 import json
 import socket
@@ -14,13 +15,16 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import pytest
 
 from e2e.cluster.control_plane import ControlPlane
 from e2e.cluster.envoy_gateway import EnvoyGateway
+from e2e.cluster.keda import Keda
+from llmservice.adapters.kube import Connection, Credentials
 from llmservice.api.v1alpha1 import GatewayRef
+from llmservice.core.config import Config
 from llmservice.core.observed import ServiceKey, ServiceObject
 from llmservice.core.resources.children import build_headless_service
 from llmservice.core.router.gateway import (
@@ -32,6 +36,9 @@ from llmservice.core.router.gateway import (
     plan_weights,
     read_acknowledgement,
 )
+from llmservice.handlers.config import OperatorConfig
+from llmservice.handlers.operator import Operator
+from tests.contract.conftest import OPERATOR_USER, install
 
 Manifest = dict[str, Any]
 SERVICE = "mistral"
@@ -252,6 +259,49 @@ def plane() -> Iterator[ControlPlane]:
     manager += ["--horizontal-pod-autoscaler-sync-period=1s"]
     with ControlPlane(nodes=1, gpus=64, flags={"kube-controller-manager": manager}) as found:
         yield found
+
+
+@pytest.fixture(scope="session")
+def installed(plane: ControlPlane) -> None:
+    """Our CRD and roles."""
+    install(plane)
+
+
+async def start_operator(
+    plane: ControlPlane, namespace: str, pods: Any = None
+) -> tuple[Operator, "asyncio.Task[int]"]:
+    """An operator with the rights of its chart, and what it returns once it is stopped.
+
+    Args:
+        plane: where it works.
+        namespace: the one that it serves.
+        pods: what answers its questions to pods; the addresses of faked ones lead nowhere.
+    """
+    credentials = Credentials(kubeconfig=plane.kubeconfig_for(OPERATOR_USER))
+    config = OperatorConfig(
+        namespaces=(namespace,),
+        lease_namespace=namespace,
+        metrics_port=0,
+        credentials=credentials,
+        core=Config(engine_metrics=False),
+    )
+    operator = Operator(config, await Connection.open(credentials))
+    if pods is not None:
+        seams = cast("Any", operator)
+        await seams._pods.close()
+        seams._pods = pods
+    task = asyncio.create_task(operator.run())
+    async with asyncio.timeout(30):
+        await operator.synced.wait()
+    return operator, task
+
+
+@pytest.fixture(scope="session")
+def keda(plane: ControlPlane) -> Iterator[Keda]:
+    """KEDA beside the control plane."""
+    with Keda(plane) as found:
+        yield found
+        print(found.log())  # shown with a failure
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import json
 import uuid
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import pytest
 
@@ -19,11 +19,8 @@ from e2e.cluster.control_plane import ControlPlane
 from llmservice.adapters.kube import Connection, Credentials
 from llmservice.adapters.resources import HTTP_ROUTE
 from llmservice.adapters.rest import RestCluster
-from llmservice.core.config import Config
-from llmservice.handlers.config import OperatorConfig
-from llmservice.handlers.operator import Operator
-from tests.contract.conftest import OPERATOR_USER, Kube, install, make_namespace
-from tests.integrations.conftest import GATEWAY, Client, Load, Manifest
+from tests.contract.conftest import Kube, make_namespace
+from tests.integrations.conftest import GATEWAY, Client, Load, Manifest, start_operator
 from tests.integrations.fleet import Fleet
 
 ROLLOUT = {
@@ -40,12 +37,6 @@ TRAFFIC = {
     "router": "Gateway",
     "gatewayRef": {"name": GATEWAY.name, "namespace": GATEWAY.namespace},
 }
-
-
-@pytest.fixture(scope="session")
-def installed(plane: ControlPlane) -> None:
-    """Our CRD and roles."""
-    install(plane)
 
 
 @dataclass
@@ -133,7 +124,7 @@ async def site(plane: ControlPlane, gateway_port: int, installed: None) -> Async
     client = Client(gateway_port, host)
     with Fleet(plane, namespace) as fleet:
         kube = Kube(plane, RestCluster(admin), namespace)
-        operator, task = await _start_operator(plane, namespace, fleet)
+        operator, task = await start_operator(plane, namespace, fleet)
         yield Site(kube, fleet, client, host)
         with contextlib.suppress(AssertionError, RefusedError):
             plane.api.call("DELETE", _service_path(namespace))
@@ -143,27 +134,6 @@ async def site(plane: ControlPlane, gateway_port: int, installed: None) -> Async
         client.close()
         await kube.cluster.close()
     plane.api.call("DELETE", f"/api/v1/namespaces/{namespace}")
-
-
-async def _start_operator(
-    plane: ControlPlane, namespace: str, fleet: Fleet
-) -> tuple[Operator, "asyncio.Task[int]"]:
-    credentials = Credentials(kubeconfig=plane.kubeconfig_for(OPERATOR_USER))
-    config = OperatorConfig(
-        namespaces=(namespace,),
-        lease_namespace=namespace,
-        metrics_port=0,
-        credentials=credentials,
-        core=Config(engine_metrics=False),
-    )
-    operator = Operator(config, await Connection.open(credentials))
-    seams = cast("Any", operator)
-    await seams._pods.close()
-    seams._pods = fleet  # the addresses of faked pods lead nowhere
-    task = asyncio.create_task(operator.run())
-    async with asyncio.timeout(30):
-        await operator.synced.wait()
-    return operator, task
 
 
 async def _no_pods(kube: Kube) -> bool:

@@ -42,14 +42,6 @@ BUSY = (Sample(0, 12, 0.2),)
 FULL = (Sample(0, 14, 0.2),)
 
 
-@pytest.fixture(scope="module")
-def keda(plane: ControlPlane) -> Iterator[Keda]:
-    """KEDA beside the control plane."""
-    with Keda(plane) as found:
-        yield found
-        print(found.log())  # shown with a failure
-
-
 class Service:
     """The children of the example in a namespace of its own."""
 
@@ -74,10 +66,14 @@ class Service:
             del manifest["metadata"]["ownerReferences"]
         return manifests
 
-    def create(self, prometheus: str) -> None:
-        """Apply it all, and wait for KEDA to take it."""
+    def create(self, prometheus: Prometheus) -> None:
+        """Apply it all, once Prometheus has asked each engine, and wait for KEDA to take it."""
+        # The sum over some of them could lead to a size that the sum over all is too near to.
+        asked = "count by (pod) (vllm:num_requests_waiting)"
+        engines = len(self.gauges.pods)
+        eventually(lambda: len(prometheus.ask(asked)) == engines, "all engines to be scraped")
         self._plane.kubectl("create", "namespace", self.namespace)
-        manifests = yaml.safe_dump_all(self.render(prometheus))
+        manifests = yaml.safe_dump_all(self.render(prometheus.url))
         self._plane.kubectl("apply", "--server-side", "-f", "-", input=manifests)
         eventually(lambda: self.condition("Ready") == "True", "KEDA to accept the ScaledObject")
 
@@ -152,7 +148,7 @@ def _metric(each: dict[str, Any]) -> tuple[str, Decimal]:
 def test_keda_makes_an_hpa_of_our_policy(service: Service, prometheus: Prometheus) -> None:
     """Bounds, targets and behavior are ours; nothing of it is refused or dropped."""
     service.say(IDLE)
-    service.create(prometheus.url)
+    service.create(prometheus)
 
     spec, wanted = service.hpa["spec"], service.scaled_object["spec"]
     assert (1, 8) == (spec["minReplicas"], spec["maxReplicas"])
@@ -168,7 +164,7 @@ def test_kedas_hpa_is_one_of_the_services_children(
 ) -> None:
     """By KEDA's passing on of labels and annotations the operator finds it, and whom to delete."""
     service.say(IDLE)
-    service.create(prometheus.url)
+    service.create(prometheus)
 
     spec = parse_spec(EXAMPLE["spec"])
     assert spec.autoscaling is not None
@@ -187,7 +183,7 @@ def test_kedas_hpa_is_one_of_the_services_children(
 def test_busy_pods_are_joined_by_others(service: Service, prometheus: Prometheus) -> None:
     """As many as the queue asks for; a stranger's load counts for nothing."""
     service.say((Sample(20, 12, 0.2), Sample(2, 12, 0.2)))
-    service.create(prometheus.url)
+    service.create(prometheus)
 
     eventually(lambda: service.replicas == 4, "22 that wait, 5.6 for each replica, to be 4")
 
@@ -195,7 +191,7 @@ def test_busy_pods_are_joined_by_others(service: Service, prometheus: Prometheus
 def test_dead_band_holds_what_is_needed(service: Service, prometheus: Prometheus) -> None:
     """Five replicas that carry three quarters of what they should are five, not four."""
     service.say(*[(Sample(0, 2, 0.38),)] * 5)
-    service.create(prometheus.url)
+    service.create(prometheus)
 
     eventually(lambda: service.replicas == 5, "a sum of 3.8 to count as 5")
 
@@ -203,7 +199,7 @@ def test_dead_band_holds_what_is_needed(service: Service, prometheus: Prometheus
 def test_without_prometheus_the_pods_stay(service: Service, prometheus: Prometheus) -> None:
     """Their number, not the minimum; and it goes on when Prometheus is back."""
     service.say(BUSY, BUSY, BUSY)
-    service.create(prometheus.url)
+    service.create(prometheus)
     eventually(lambda: service.replicas == 4, "a load of 3.2 to be 4")
 
     prometheus.stop()
@@ -221,7 +217,7 @@ def test_without_prometheus_the_pods_stay(service: Service, prometheus: Promethe
 def test_engines_that_say_nothing_keep_the_pods(service: Service, prometheus: Prometheus) -> None:
     """An empty answer of Prometheus is no load of zero."""
     service.say(BUSY, BUSY)
-    service.create(prometheus.url)
+    service.create(prometheus)
     eventually(lambda: service.replicas == 3, "a load of 2.2 to be 3")
 
     for pod in service.pods:
@@ -233,7 +229,7 @@ def test_engines_that_say_nothing_keep_the_pods(service: Service, prometheus: Pr
 def test_letting_go_leaves_the_pods(service: Service, prometheus: Prometheus) -> None:
     """For a rollout that counts them itself: no ScaledObject, no HPA, the same pods."""
     service.say(BUSY, BUSY)
-    service.create(prometheus.url)
+    service.create(prometheus)
     eventually(lambda: service.replicas == 3, "a load of 2.2 to be 3")
 
     service.delete_scaled_object()

@@ -156,6 +156,7 @@ class RouterPod(AgentClient):
         *,
         hold_seconds: int = 0,
         max_waiting: int = 64,
+        max_wait_seconds: int = 600,
         **weights: int,
     ) -> None:
         """Write the ConfigMap."""
@@ -164,7 +165,12 @@ class RouterPod(AgentClient):
             for name, weight in weights.items()
         )
         traffic = Traffic(
-            version, stable, tracks, max_waiting=max_waiting, hold_seconds=hold_seconds
+            version,
+            stable,
+            tracks,
+            max_waiting=max_waiting,
+            max_wait_seconds=max_wait_seconds,
+            hold_seconds=hold_seconds,
         )
         self.order_text(format_traffic(traffic))
 

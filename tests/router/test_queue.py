@@ -2,16 +2,21 @@
 
 import asyncio
 import io
+import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from statistics import median
+from typing import Self
 
 import aiohttp
 import pytest
 
 from e2e.cluster.processes import ProcessGroup
 from llmservice.adapters.route_files import Acknowledged, drain
+from llmservice.core.router import pace
 from llmservice.core.router.desired import Affinity, Traffic
+from llmservice.handlers import route_agent
 from tests.bench import procfs
 from tests.router.agent_pod import RouterPod
 from tests.router.conftest import Router
@@ -100,6 +105,7 @@ async def test_an_engine_is_handed_no_more_than_it_may_be(router, engines):
         assert len(engine.inside) <= 2
     assert _names(range(12)) == engine.came
     assert (0, 12, 0) == _numbers((await envoy.admin.tracks())["stable"])
+    assert 12 == (await envoy.admin.gates())["stable"].ended
 
 
 def _numbers(report) -> tuple[int, int, int]:
@@ -207,6 +213,7 @@ async def test_a_full_queue_says_so(router, engines):
         assert "5" == answer.headers["retry-after"]
         assert "queue_full" == (await answer.json())["error"]["code"]
     assert (5, 1, 1) == _numbers((await envoy.admin.tracks())["stable"])
+    assert 0 == (await envoy.admin.gates())["stable"].ended
     for _ in range(5):
         engine.turns.release()
     assert [200] * 5 == await queue.statuses()
@@ -388,6 +395,120 @@ async def test_newcomers_are_noticed_by_a_full_queue(pod, engines):
         for _ in range(4):
             engine.turns.release()
     assert [200, 200, 200, 200, 503] == await queue.statuses()
+
+
+# --- as fast as engines are ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Answer:
+    came: float
+    seconds: float
+    status: int
+    retry_after: str | None
+    text: str
+
+
+class Crowd:
+    """Sixty clients of an engine that answers twenty a second, one after the other.
+
+    Who is answered asks again, who is refused does so after half a second.
+    """
+
+    def __init__(self, router: Router, engine: Engine) -> None:
+        self._router, self._engine = router, engine
+        self.answers: list[Answer] = []
+
+    async def __aenter__(self) -> Self:
+        self._client = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
+        tasks = [self._work(), *(self._live() for _ in range(60))]
+        self._tasks = [asyncio.create_task(each) for each in tasks]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._client.close()
+
+    def refused(self) -> list[Answer]:
+        return [answer for answer in self.answers if answer.status != 200]
+
+    async def _work(self) -> None:
+        while True:
+            await asyncio.sleep(0.05)
+            if self._engine.inside:
+                self._engine.turns.release()
+
+    async def _live(self) -> None:
+        clock = asyncio.get_running_loop().time
+        while True:
+            came = clock()
+            async with self._client.get(f"{self._router.url}/turn/anyone") as answer:
+                text = await answer.text()
+            again = answer.headers.get("retry-after")
+            self.answers.append(Answer(came, clock() - came, answer.status, again, text))
+            await asyncio.sleep(0.5 if again else 0)
+
+
+@pytest.fixture
+def quick_eyes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second is evidence enough."""
+    monkeypatch.setattr(pace, "LEAST_SECONDS", 1.0)
+    monkeypatch.setattr(route_agent, "_LOOK_SECONDS", 0.1)
+
+
+@pytest.mark.usefixtures("quick_eyes")
+async def test_who_would_wait_for_too_long_is_refused_at_once(pod, engines):
+    """And whoever is let in is answered in about that time: here in one second, and not three."""
+    engine = await engines("stable")
+    pod.place("stable", engine)
+    pod.order("v1", max_wait_seconds=1, stable=10_000)
+    await pod.start()
+    async with Crowd(pod.router, engine) as crowd:
+
+        async def is_bounded() -> bool:
+            return len(crowd.refused()) > 0
+
+        await until(is_bounded, "a refusal")
+        since = max(answer.came for answer in crowd.refused())
+
+        def let_in() -> list[Answer]:
+            return [one for one in crowd.answers if one.came > since and one.status == 200]
+
+        async def enough() -> bool:
+            return len(let_in()) >= 40
+
+        await until(enough, "answers to those who were let in")
+        print(
+            "LETIN",
+            sorted(round(a.seconds, 2) for a in let_in()),
+            len(crowd.refused()),
+            max(a.seconds for a in crowd.refused()),
+        )
+        assert median(answer.seconds for answer in let_in()) < 2
+        assert median(answer.seconds for answer in crowd.refused()) < 0.5
+        for answer in crowd.refused():
+            assert (503, "5") == (answer.status, answer.retry_after)
+            assert "queue_full" == json.loads(answer.text)["error"]["code"]
+        assert "" == (await pod.report()).problem
+
+
+@pytest.mark.usefixtures("quick_eyes")
+async def test_nobody_is_refused_who_may_wait_that_long(pod, engines):
+    """The same crowd without a word about the time: ten minutes are enough for all of it."""
+    engine = await engines("stable")
+    pod.place("stable", engine)
+    pod.order("v1", stable=10_000)
+    await pod.start()
+    async with Crowd(pod.router, engine) as crowd:
+
+        async def enough() -> bool:
+            return len(crowd.answers) >= 80
+
+        await until(enough, "answers")
+        assert not crowd.refused()
+        assert median(answer.seconds for answer in crowd.answers[60:]) > 2
 
 
 # --- without an engine --------------------------------------------------------------------------

@@ -135,7 +135,7 @@ class CanaryWorld(World):
             self.baselines = dict(decision.baselines)
         self._run_routers()
         for question in decision.ask:
-            self.answers[topic_of(question)] = Answer(self.now, self._say(question))
+            self._hear(question)
         phase = self.rollout.get("phase")
         if phase is not None and (not self.phases or self.phases[-1] != phase):
             self.phases.append(phase)
@@ -215,6 +215,13 @@ class CanaryWorld(World):
                 del self.pods[name]
         self._run_controllers()
 
+    def lose_node(self, revision: str) -> None:
+        """The nodes of its pods do not answer, as Kubernetes says it of the pods."""
+        for name, pod in self.pods.items():
+            if pod.revision == revision:
+                self.pods[name] = replace(pod, ready=False)
+        self._run_controllers()
+
     def load_pods(self) -> bool:
         """By the time another pod is loaded, a deleted one has ended."""
         self.taken = [pod for pod in self.taken if not pod.deleting]
@@ -263,7 +270,7 @@ class CanaryWorld(World):
                     name, name, "", ready=True, created=self.now, address=f"10.1.0.{number}"
                 )
         told = self.manifests[ChildRef("ConfigMap", names.router_name("mistral"))]["data"]
-        for name in self.routers.keys() - self.deaf:
+        for name in sorted(self.routers.keys() - self.deaf):
             self.heard[name] = told[names.TRAFFIC_KEY]
 
     def _serve(self, revision: str, requests: float) -> None:
@@ -278,6 +285,9 @@ class CanaryWorld(World):
                 how.failed += 1
             else:
                 how.ttfts[TTFTS[how.served % len(TTFTS)] * how.slower] += 1
+
+    def _hear(self, question: Question) -> None:
+        self.answers[topic_of(question)] = Answer(self.now, self._say(question))
 
     def _say(self, question: Question) -> Any:
         if isinstance(question, ReadRouter):

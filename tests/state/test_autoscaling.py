@@ -8,10 +8,12 @@ import pytest
 
 from llmservice.api import names
 from llmservice.core.autoscaling.budget import Budget, Claim
+from llmservice.core.autoscaling.scaling import MetricsApi, misses_metrics
 from llmservice.core.decision import Delete
 from llmservice.core.observed import AutoscalerFacts, Child, ChildRef
 from llmservice.core.reconcile import reconcile
 from llmservice.core.resources.autoscaler import AUTOSCALER_KIND, SCALED_OBJECT_KIND
+from llmservice.core.situation import ClusterFacts
 from tests.state.canary_world import CanaryWorld, after, canary_spec
 from tests.state.world import World, a_spec
 
@@ -143,17 +145,50 @@ def test_rolling_update_keeps_the_size():
     assert world.status["autoscaling"]["revision"] == world.status["stableRevision"]
 
 
-def test_autoscaler_without_metrics_is_reported():
-    """The condition repeats what the HPA says, and what to do."""
-    world = a_world()
+def lose_metrics(world):
+    """What the HPA says when nobody answers it."""
     (ref,) = [ref for ref in world.children if ref.kind == AUTOSCALER_KIND]
     failed = AutoscalerFacts(False, "FailedGetPodsMetric", "unable to get metric")
     world.children[ref] = replace(world.children[ref], autoscaler=failed)
+
+
+def test_autoscaler_without_metrics_is_reported():
+    """The condition repeats what the HPA says, and what to do."""
+    world = a_world()
+    lose_metrics(world)
     world.reconcile()
     condition = world.condition("AutoscalingReady")
 
     assert ("False", "FailedGetPodsMetric") == (condition["status"], condition["reason"])
     assert "unable to get metric; nothing is scaled down" in condition["message"]
+
+
+@pytest.mark.parametrize(
+    ("provider", "expected"),
+    [("Builtin", "MetricsAPITaken"), ("PrometheusAdapter", "FailedGetPodsMetric")],
+)
+def test_adapter_in_the_way_is_named_where_it_is_not_asked_for(provider, expected):
+    """Who serves metrics is looked at for those alone who miss ours."""
+    world = a_world(provider=provider)
+    assert not misses_metrics(world.observe())
+    lose_metrics(world)
+    assert misses_metrics(world.observe()) == (provider == "Builtin")
+
+    taken = MetricsApi("v1beta1.custom.metrics.k8s.io", "Service monitoring/adapter")
+    facts = ClusterFacts(metrics_api=taken)
+    decision = reconcile(world.observe(), world.config, facts)
+    conditions = {each["type"]: each["reason"] for each in decision.status["conditions"]}
+    assert expected == conditions["AutoscalingReady"]
+    assert "Serving" == conditions["Ready"]
+
+
+def test_cluster_that_learns_tolerances_gets_them():
+    """Of all that there is, only the HPA is written once more."""
+    world = a_world()
+    decision = reconcile(world.observe(), world.config, ClusterFacts(hpa_tolerances=True))
+    (apply,) = decision.apply
+    assert AUTOSCALER_KIND == apply.ref.kind
+    assert "tolerance" in apply.manifest["spec"]["behavior"]["scaleUp"]
 
 
 def test_another_provider_takes_over():

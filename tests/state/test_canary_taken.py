@@ -8,6 +8,7 @@ import pytest
 from llmservice.core.failures import ContainerState
 from tests.state.canary_world import CanaryWorld, after, serving
 from tests.state.test_canary import crash
+from tests.state.world import starting
 
 KILLED = ContainerState("engine", False, 0, None, None, "Error", 137, None)
 WAYS = {
@@ -144,12 +145,39 @@ def test_replacement_that_crashes_is_a_failed_canary():
     assert "CanaryFailed" == world.rollout["reason"]
 
 
+def test_node_that_does_not_answer_is_no_fault():
+    """The pod is not ready, though its engine was when it was last heard of."""
+    world, new = tried()
+    world.lose_node(new)
+    world.run(after(300), load=False)
+    assert "PodsTakenAway" == world.rollout["reason"]
+    assert {world.stable: 100, new: 0} == world.shares()
+
+    world.take_away(new)  # five minutes are what Kubernetes gives a node by default
+    world.run_to("Stable")
+    assert new == world.stable
+    assert 0 == world.lost
+
+
+def test_node_that_answers_again():
+    """The same pod goes on."""
+    world, new = tried()
+    pods = set(world.pods)
+    world.lose_node(new)
+    world.run(after(60), load=False)
+    assert {world.stable: 100, new: 0} == world.shares()
+    assert pods == set(world.pods)
+
+    world.run_to("Stable")
+    assert new == world.stable
+
+
 def test_probe_that_fails_is_a_failed_canary():
     """Nobody took it away; it does not answer."""
     world, new = tried()
     for name, pod in world.pods.items():
         if pod.revision == new:
-            world.pods[name] = replace(pod, ready=False)
+            world.pods[name] = replace(pod, ready=False, container=starting())
     world.run(lambda w: w.rollout["phase"] == "Aborted", load=False)
 
     assert "CanaryFailed" == world.rollout["reason"]

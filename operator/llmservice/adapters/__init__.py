@@ -1,1 +1,1 @@
-"""All I/O, each piece behind a Protocol of :mod:`llmservice.adapters.ports`."""
+"""All I/O; the API server is behind a Protocol of :mod:`llmservice.adapters.ports`."""

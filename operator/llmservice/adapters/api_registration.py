@@ -14,6 +14,7 @@ from typing import Any
 
 from llmservice.adapters.ports import Cluster, ClusterError, NotFound, Resource
 from llmservice.api import names
+from llmservice.core.autoscaling.scaling import MetricsApi
 from llmservice.core.metrics_api import CUSTOM_GROUP, EXTERNAL_GROUP
 from llmservice.core.observed import Manifest
 
@@ -30,6 +31,11 @@ VERSION_PRIORITIES = {
     f"v1beta1.{EXTERNAL_GROUP}": 100,
 }
 """Name of each APIService; among versions of a group, the higher is preferred."""
+
+CUSTOM_API_SERVICES = tuple(
+    name for name in VERSION_PRIORITIES if name.endswith(f".{CUSTOM_GROUP}")
+)
+"""Those by which HPAs ask for metrics of pods."""
 
 _GROUP_PRIORITY = 100
 _PORT = 443
@@ -61,11 +67,15 @@ class ApiRegistration:
         cluster: the API server.
         namespace: of the Service by which the API server reaches us.
         name: of that Service, and of the ClusterRole to which the APIServices belong.
+        external: register for external metrics, too, where nobody else has.
     """
 
-    def __init__(self, cluster: Cluster, namespace: str, name: str) -> None:
+    def __init__(
+        self, cluster: Cluster, namespace: str, name: str, *, external: bool = True
+    ) -> None:
         self._cluster = cluster
         self._name = name
+        self._wanted = tuple(VERSION_PRIORITIES) if external else CUSTOM_API_SERVICES
         self._service = {"namespace": namespace, "name": name, "port": _PORT}
 
     async def owner(self) -> Manifest:
@@ -93,7 +103,7 @@ class ApiRegistration:
             By name of the APIService, what came of it: those that are ours have the bundle.
         """
         found = {}
-        for name in VERSION_PRIORITIES:
+        for name in self._wanted:
             try:
                 found[name] = await self._register(self._manifest(name, bundle, owner))
             except ClusterError as error:
@@ -144,6 +154,37 @@ class ApiRegistration:
                 "caBundle": base64.b64encode(bundle).decode(),
             },
         }
+
+
+async def read_metrics_api(cluster: Cluster) -> MetricsApi | None:
+    """Who serves metrics of pods to HPAs; None if the API server does not say."""
+    found = []
+    for name in CUSTOM_API_SERVICES:
+        try:
+            found.append(await cluster.get(API_SERVICE, None, name))
+        except NotFound:
+            continue
+        except ClusterError:
+            return None
+    if not found:
+        return MetricsApi(CUSTOM_API_SERVICES[0], "")
+    # HPAs ask by the version that the API server prefers.
+    live = max(found, key=lambda each: each["spec"]["versionPriority"])
+    service = live["spec"].get("service")
+    return MetricsApi(live["metadata"]["name"], _describe(service), ours=_is_a_release_s(live))
+
+
+def _is_a_release_s(live: Manifest) -> bool:
+    """Whether it leads to the metrics server of a release, whose Service and ClusterRole it names.
+
+    One that another has taken over may still have our labels and owner.
+    """
+    service = live["spec"].get("service") or {}
+    owners = live["metadata"].get("ownerReferences", ())
+    return any(
+        (owner["kind"], owner["name"]) == (CLUSTER_ROLE.kind, service.get("name"))
+        for owner in owners
+    )
 
 
 def _describe(service: Mapping[str, Any] | None) -> str:

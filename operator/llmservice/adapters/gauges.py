@@ -23,20 +23,15 @@ from llmservice.adapters import projection
 from llmservice.adapters.engine_counts import parse_gauges
 from llmservice.adapters.projection import Identity
 from llmservice.adapters.store import Touched
-from llmservice.adapters.strangers import fetch, one_line, open_session, pod_url
+from llmservice.adapters.strangers import fetch_metrics, fetch_report, open_session, why_silent
 from llmservice.api import names
 from llmservice.core.metrics_api import Engine, Router, View
-from llmservice.core.router.report import parse_report
 
 _log = logging.getLogger(__name__)
 
 POD_SELECTOR = f"{names.MANAGED_BY_LABEL}={names.MANAGED_BY}"
 """Which pods the reflector has to bring."""
 
-_METRICS_LIMIT = 2 << 20
-_STATUS_LIMIT = 64 << 10
-_WORDS_LIMIT = 256
-"""Characters of a pod's own words that get into a log."""
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 
 
@@ -235,7 +230,7 @@ class Gauges:
                 async with asyncio.timeout(self._limits.read):
                     told = await self._read(target, started)
             except (aiohttp.ClientError, OSError, ValueError) as error:
-                told, why = False, one_line((str(error) or repr(error))[:_WORDS_LIMIT])
+                told, why = False, why_silent(error)
             seconds = self._clock() - started
         result = "ok" if told else "failed"
         self._seconds.labels(target.component, result).observe(seconds)
@@ -248,14 +243,13 @@ class Gauges:
     async def _read(self, target: _Target, taken: float) -> bool:
         """Ask a pod and keep what it tells; False when that makes no sense."""
         if isinstance(target.pod, Engine):
-            url = pod_url(target.address, self._engine_port, "/metrics")
-            sample = parse_gauges((await fetch(self._session, url, _METRICS_LIMIT)).decode())
+            told = await fetch_metrics(self._session, target.address, self._engine_port)
+            sample = parse_gauges(told)
             if sample is None:
                 return False
             target.pod = replace(target.pod, sample=sample, taken=taken)
             return True
-        url = pod_url(target.address, self._agent_port, "/status")
-        report = parse_report(await fetch(self._session, url, _STATUS_LIMIT))
+        report = await fetch_report(self._session, target.address, self._agent_port)
         if report is None:
             return False
         target.pod = replace(target.pod, waiting=report.waiting, taken=taken)
@@ -265,7 +259,9 @@ class Gauges:
 def _target(live: Mapping[str, Any]) -> _Target | None:
     """What there is to ask; None for a pod that does not run, and for one of another kind."""
     metadata = projection.mapping(live.get("metadata"))
-    labels = {k: v for k, v in projection.mapping(metadata.get("labels")).items() if _is_text(v)}
+    labels = {
+        k: v for k, v in projection.mapping(metadata.get("labels")).items() if isinstance(v, str)
+    }
     service, facts = labels.get(names.SERVICE_LABEL, ""), projection.pod(live)
     running = projection.mapping(live.get("status")).get("phase") == "Running"
     if not (service and running and facts.address):
@@ -288,10 +284,6 @@ def _renewed(old: Engine | Router, new: Engine | Router) -> Engine | Router:
     if isinstance(old, Router) and isinstance(new, Router):
         return replace(new, waiting=old.waiting, taken=old.taken)
     return new
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
 
 
 class _Counts:

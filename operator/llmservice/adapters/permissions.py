@@ -7,7 +7,12 @@ server to its own one only.
 
 from dataclasses import dataclass
 
-from llmservice.adapters.api_registration import API_SERVICE, CLUSTER_ROLE, VERSION_PRIORITIES
+from llmservice.adapters.api_registration import (
+    API_SERVICE,
+    CLUSTER_ROLE,
+    CUSTOM_API_SERVICES,
+    VERSION_PRIORITIES,
+)
 from llmservice.adapters.front_proxy import SUBJECT_ACCESS_REVIEW
 from llmservice.adapters.ports import Resource
 from llmservice.adapters.resources import (
@@ -102,6 +107,16 @@ LEADER: tuple[Permission, ...] = (
 )
 """Needed in the operator's own namespace."""
 
+METRICS_API: tuple[Permission, ...] = (
+    _permission(
+        API_SERVICE,
+        ("get",),
+        "where HPAs miss their metrics, it says whose the API is",
+        names=CUSTOM_API_SERVICES,
+    ),
+)
+"""Needed by the operator in the whole cluster; only where there is a metrics server."""
+
 METRICS_SERVER_PODS: tuple[Permission, ...] = (
     _permission(POD, ("list", "watch"), "which engines and routers to ask, and where"),
 )
@@ -143,6 +158,7 @@ def roles() -> dict[str, list[dict[str, list[str]]]]:
     lists = {
         "leader": LEADER,
         "services": SERVICES,
+        "metricsApi": METRICS_API,
         "metricsServerPods": METRICS_SERVER_PODS,
         "metricsServerCluster": METRICS_SERVER_CLUSTER,
         "metricsServerSecret": METRICS_SERVER_SECRET,

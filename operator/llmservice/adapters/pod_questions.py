@@ -13,7 +13,16 @@ import aiohttp
 
 from llmservice.adapters.engine_counts import parse_reading
 from llmservice.adapters.engine_metrics import parse_size
-from llmservice.adapters.strangers import fetch, one_line, open_session, pod_url, read_body
+from llmservice.adapters.strangers import (
+    WORDS_LIMIT,
+    fetch_metrics,
+    fetch_report,
+    one_line,
+    open_session,
+    pod_url,
+    read_body,
+    why_silent,
+)
 from llmservice.api import names
 from llmservice.core.decision import MetricsRequest
 from llmservice.core.observed import KVCacheSize
@@ -25,18 +34,14 @@ from llmservice.core.questions import (
     WarmedUp,
     WarmUp,
 )
-from llmservice.core.router.report import RouterReport, parse_report
+from llmservice.core.router.report import RouterReport
 
 _log = logging.getLogger(__name__)
 
 _SUCCESSES = range(200, 300)
 _REFUSALS = range(400, 500)
-_METRICS_LIMIT = 2 << 20
-_STATUS_LIMIT = 64 << 10
 _COMPLETION_LIMIT = 64 << 10
 _WARM_UP_TOKENS = 8
-_WORDS_LIMIT = 256
-"""Characters of a pod's own words that get into a log or a status."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +88,7 @@ class PodQuestions:
             async with asyncio.timeout(self._limits.read):
                 content = await self._read(question)
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            _log.info(
-                "no answer of the pod at %s: %s",
-                question.address,
-                _words(str(error) or repr(error)),
-            )
+            _log.info("no answer of the pod at %s: %s", question.address, why_silent(error))
             return None
         if content is None:
             _log.info("the pod at %s does not tell: %s", question.address, type(question).__name__)
@@ -98,19 +99,16 @@ class PodQuestions:
     ) -> EngineReading | RouterReport | KVCacheSize | None:
         match question:
             case ReadEngine():
-                return parse_reading((await self._metrics(question.address)).decode())
+                return parse_reading(await self._metrics(question.address))
             case MetricsRequest():
-                return parse_size((await self._metrics(question.address)).decode())
+                return parse_size(await self._metrics(question.address))
             case ReadRouter():
-                url = pod_url(question.address, self._agent_port, "/status")
-                return parse_report(await fetch(self._session, url, _STATUS_LIMIT))
+                return await fetch_report(self._session, question.address, self._agent_port)
             case _:
                 assert_never(question)
 
-    async def _metrics(self, address: str) -> bytes:
-        return await fetch(
-            self._session, pod_url(address, self._engine_port, "/metrics"), _METRICS_LIMIT
-        )
+    async def _metrics(self, address: str) -> str:
+        return await fetch_metrics(self._session, address, self._engine_port)
 
     # --- warming up ---------------------------------------------------------------------------
 
@@ -125,7 +123,7 @@ class PodQuestions:
         except TimeoutError:
             return WarmedUp(f"no answer within {seconds:g} s")
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            return WarmedUp(_words(str(error) or repr(error)))
+            return WarmedUp(why_silent(error))
         return WarmedUp()
 
     async def _complete(self, question: WarmUp) -> WarmedUp | None:
@@ -140,7 +138,7 @@ class PodQuestions:
             if answer.status in _SUCCESSES:
                 await read_body(answer, _COMPLETION_LIMIT)
                 return None
-            said = _words((await answer.content.read(_WORDS_LIMIT)).decode(errors="replace"))
+            said = one_line((await answer.content.read(WORDS_LIMIT)).decode(errors="replace"))
         if answer.status not in _REFUSALS:
             return WarmedUp(f"HTTP {answer.status}: {said}")
         # A model may only chat or embed, or ask for an API key: nothing of that is its fault.
@@ -151,8 +149,3 @@ class PodQuestions:
             said,
         )
         return WarmedUp()
-
-
-def _words(said: str) -> str:
-    """A pod's own words, short and on one line."""
-    return one_line(said[:_WORDS_LIMIT])

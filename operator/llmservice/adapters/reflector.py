@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 from llmservice.adapters import projection
-from llmservice.adapters.ports import Cluster, ClusterError, Gone, Resource
+from llmservice.adapters.ports import Cluster, ClusterError, Gone, ListPage, Resource
 from llmservice.adapters.projection import Identity
 from llmservice.adapters.store import Touched
 
@@ -119,7 +119,7 @@ class Reflector:
         self._alive()
         self.synced.set()
 
-    async def _page(self, continue_token: str | None) -> Any:
+    async def _page(self, continue_token: str | None) -> ListPage:
         return await self._cluster.list_page(
             self.resource,
             self.namespace,

@@ -7,6 +7,7 @@ alone decides about that.
 
 import json
 import random
+import re
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -219,6 +220,18 @@ class RestCluster:
                 async for chunk in response.content.iter_any():
                     tail = (tail + chunk)[-_LOG_LIMIT:]
         return tail.decode(errors="replace")
+
+    async def server_version(self) -> tuple[int, int]:
+        """Major and minor version of Kubernetes.
+
+        Raises:
+            ClusterError: the API server does not say.
+        """
+        with _connection_errors():
+            found = await self._call("GET", "/version")
+            # Some providers write `35+`.
+            major, minor = (re.sub(r"\D.*", "", str(found[part])) for part in ("major", "minor"))
+            return int(major), int(minor)
 
     async def _call(
         self,

@@ -14,14 +14,12 @@ is small enough for those who have not read it yet to go on serving what everybo
 
 import base64
 import os
-import socket
 import ssl
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
-from aiohttp import web
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
@@ -41,7 +39,6 @@ _BACKDATED = timedelta(hours=1)
 _OVERLAP = timedelta(hours=1)
 """How long a former authority is trusted after the last certificate of it was replaced: every
 replica has read the Secret many times by then."""
-_CLOSE_SECONDS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -384,44 +381,3 @@ def tls_context(serving: Pair, client_authorities: str) -> ssl.SSLContext:
     finally:
         os.close(file)
     return context
-
-
-class TlsServer:
-    """Serves an application over TLS; how it does so can be exchanged meanwhile.
-
-    Args:
-        application: what to serve.
-        port: on all addresses; 0 takes any free one (see :attr:`port`).
-    """
-
-    def __init__(self, application: web.Application, port: int) -> None:
-        self.port = port
-        self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=_CLOSE_SECONDS)
-        self._socket: socket.socket | None = None
-        self._site: web.SockSite | None = None
-
-    async def use(self, context: ssl.SSLContext) -> None:
-        """Listen, and make new connections with ``context`` from now on; those there are go on."""
-        if self._socket is None:
-            self._socket = _listen(self.port)
-            await self._runner.setup()
-            self.port = self._socket.getsockname()[1]
-        former = self._site
-        # Both sites listen on one socket for a moment, so that nobody is turned away.
-        self._site = web.SockSite(self._runner, self._socket.dup(), ssl_context=context)
-        await self._site.start()
-        if former is not None:
-            await former.stop()
-
-    async def close(self) -> None:
-        """Stop listening, let requests end."""
-        await self._runner.cleanup()
-        if self._socket is not None:
-            self._socket.close()
-
-
-def _listen(port: int) -> socket.socket:
-    if socket.has_dualstack_ipv6():
-        address = ("::", port)
-        return socket.create_server(address, family=socket.AF_INET6, dualstack_ipv6=True)
-    return socket.create_server(("", port))

@@ -2,6 +2,7 @@
 
 Their answers may be anything. Whoever reads one bounds it in time and size; here is what is the
 same for all: nothing is followed, remembered or unpacked, and what they say becomes one line.
+Pods are asked alike for rollouts and for HPAs: that stands here, too.
 """
 
 from collections.abc import Mapping
@@ -11,7 +12,14 @@ import aiohttp
 from aiohttp.abc import AbstractResolver
 from yarl import URL
 
+from llmservice.core.router.report import RouterReport, parse_report
+
+WORDS_LIMIT = 256
+"""Characters of a pod's own words that get into a log or a status."""
+
 _OK = 200
+_METRICS_LIMIT = 2 << 20
+_REPORT_LIMIT = 64 << 10
 
 
 def open_session(
@@ -52,6 +60,18 @@ async def fetch(session: aiohttp.ClientSession, url: URL, limit: int) -> bytes:
         return await read_body(answer, limit)
 
 
+async def fetch_metrics(session: aiohttp.ClientSession, address: str, port: int) -> str:
+    """What an engine's ``/metrics`` say; raises what :func:`fetch` does."""
+    return (await fetch(session, pod_url(address, port, "/metrics"), _METRICS_LIMIT)).decode()
+
+
+async def fetch_report(
+    session: aiohttp.ClientSession, address: str, port: int
+) -> RouterReport | None:
+    """What a router's agent says, None if that makes no sense; raises what :func:`fetch` does."""
+    return parse_report(await fetch(session, pod_url(address, port, "/status"), _REPORT_LIMIT))
+
+
 async def read_body(answer: aiohttp.ClientResponse, limit: int) -> bytes:
     """The rest of an answer; raises ValueError when it is longer than ``limit`` bytes."""
     body = bytearray()
@@ -60,6 +80,11 @@ async def read_body(answer: aiohttp.ClientResponse, limit: int) -> bytes:
         if len(body) > limit:
             raise ValueError(f"more than {limit} bytes")
     return bytes(body)
+
+
+def why_silent(error: Exception) -> str:
+    """Why a pod gave no answer, short and on one line."""
+    return one_line((str(error) or repr(error))[:WORDS_LIMIT])
 
 
 def one_line(said: str) -> str:

@@ -159,7 +159,11 @@ class HealthServer(HttpServer):
         return web.Response(status=200 if ready else 503, text=f"{why}\n")
 
     async def _metrics(self, _: web.Request) -> web.Response:
-        return web.Response(
-            body=generate_latest(self._telemetry.registry),
-            headers={"Content-Type": CONTENT_TYPE_LATEST},
-        )
+        return exposition(self._telemetry.registry)
+
+
+def exposition(registry: CollectorRegistry) -> web.Response:
+    """The answer of ``/metrics``."""
+    return web.Response(
+        body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST}
+    )

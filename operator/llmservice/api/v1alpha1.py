@@ -423,6 +423,10 @@ class QueueSpec(ApiObject):
     max_waiting: Annotated[int, Field(ge=1, le=100_000)] = 1024
     """Requests that wait in one router pod, 1 to 100000; more are refused with 503 and
     Retry-After."""
+    max_wait_seconds: Annotated[int, Field(ge=1, le=86_400)] = 600
+    """How long a request may expect to wait for a busy engine when it comes, 1 to 86400: by those
+    before it and how fast they end. One that would wait for longer is refused at once with 503
+    and Retry-After."""
     hold_seconds: Annotated[int, Field(ge=0, le=3600)] | None = None
     """How long a request waits while no engine is ready, 0 to 3600; then it gets 503 and
     Retry-After. Default: 600 where autoscaling.minReplicas is 0, else 0."""

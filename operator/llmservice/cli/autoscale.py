@@ -5,16 +5,13 @@ standard error; 2 wrong usage.
 """
 
 import argparse
-import csv
 import json
-import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
-from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from llmservice.cli.offline import EXIT_INVALID, EXIT_USAGE
+from llmservice.cli.options import EXIT_INVALID, EXIT_USAGE
+from llmservice.cli.trace import Row, TraceError, read_rows
 from llmservice.core.autoscaling.engine import EngineModel, Request
 from llmservice.core.autoscaling.peers import POLICIES, fresh_policy
 from llmservice.core.autoscaling.simulation import Queueing, Result, Scenario, simulate
@@ -25,10 +22,6 @@ _LONGEST = 31 * 24 * 3600
 _MOST_REPLICAS, _GREATEST = 1000, 1e6
 _PLOT_WIDTH = 72
 _BARS, _PLAIN_BARS = "▁▂▃▄▅▆▇█", "_.-=+*%@"
-
-
-class TraceError(Exception):
-    """The trace cannot be replayed; the message is for the user."""
 
 
 def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -64,10 +57,10 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
         "--policy", choices=list(POLICIES), action="append", help="repeatable; default: all"
     )
     command.add_argument("-o", "--output", choices=("text", "json"), default="text")
-    command.set_defaults(run=run)
+    command.set_defaults(run=_run)
 
 
-def run(arguments: argparse.Namespace) -> int:
+def _run(arguments: argparse.Namespace) -> int:
     """Simulate and print; returns the exit code."""
     if arguments.min > arguments.max:
         words = f"--min {arguments.min} is more than --max {arguments.max}"
@@ -75,9 +68,9 @@ def run(arguments: argparse.Namespace) -> int:
         return EXIT_USAGE
     scenario = _scenario(arguments)
     try:
-        requests = _read(arguments.trace, scenario.engine)
+        requests = list(_requests(arguments.trace, scenario.engine))
     except TraceError as error:
-        print(f"{arguments.trace}: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return EXIT_INVALID
     results = _simulated(requests, dict.fromkeys(arguments.policy or POLICIES), scenario)
     if arguments.output == "json":
@@ -139,61 +132,24 @@ def _replicas(text: str) -> int:
 # --- the trace ------------------------------------------------------------------------------------
 
 
-def _read(path: str, engine: EngineModel) -> list[Request]:
-    try:
-        with (
-            nullcontext(sys.stdin)
-            if path == "-"
-            else Path(path).open(newline="", encoding="utf-8-sig")
-        ) as file:
-            requests = list(_requests(file, engine))
-    except OSError as error:
-        raise TraceError(f"cannot be read: {error.strerror or error}") from None
-    except UnicodeDecodeError:
-        raise TraceError("is not UTF-8 text") from None
-    except csv.Error as error:
-        raise TraceError(f"is not CSV: {error}") from None
-    if not requests:
-        raise TraceError("line 2: there is no request")
-    return requests
-
-
-def _requests(file: TextIO, engine: EngineModel) -> Iterator[Request]:
-    rows = csv.DictReader(file)
-    for column in _COLUMNS:
-        if column not in (rows.fieldnames or ()):
-            raise TraceError(f"line 1: there is no column {column}")
-    before = 0.0
-    for row in rows:
-        at = f"line {rows.line_num}"
-        arrival = _number(at, row, _ARRIVAL)
+def _requests(path: str, engine: EngineModel) -> Iterator[Request]:
+    for row in read_rows(path, _COLUMNS):
+        arrival = row.number(_ARRIVAL)
+        if arrival < 0:
+            raise row.wrong(_ARRIVAL, "is less than nothing")
         if arrival > _LONGEST:
-            raise TraceError(f"{at}: {_ARRIVAL}: {arrival:g} is over 31 days: count from the start")
-        if arrival < before:
-            raise TraceError(f"{at}: {_ARRIVAL}: {arrival:g} comes after {before:g}: sort the rows")
-        before = arrival
-        prompt, output = _tokens(at, row, _PROMPT), _tokens(at, row, _OUTPUT)
+            raise row.wrong(_ARRIVAL, "is over 31 days: count from the start")
+        prompt, output = _tokens(row, _PROMPT), _tokens(row, _OUTPUT)
         if prompt + output > engine.kv_tokens:
             total = f"{prompt + output} tokens with the prompt"
-            raise TraceError(f"{at}: {_OUTPUT}: {total} are more than --kv-tokens")
+            raise TraceError(f"{row.place}: {_OUTPUT}: {total} are more than --kv-tokens")
         yield Request(arrival, prompt, output)
 
 
-def _number(at: str, row: dict[str, Any], column: str) -> float:
-    text = (row[column] or "").strip()
-    try:
-        number = float(text)
-    except ValueError:
-        raise TraceError(f"{at}: {column}: {text!r} is not a number") from None
-    if not 0 <= number < math.inf:
-        raise TraceError(f"{at}: {column}: {text} is not a finite number of 0 or more")
-    return number
-
-
-def _tokens(at: str, row: dict[str, Any], column: str) -> int:
-    number = _number(at, row, column)
+def _tokens(row: Row, column: str) -> int:
+    number = row.number(column)
     if number < 1 or number != int(number):
-        raise TraceError(f"{at}: {column}: {number:g} is not a whole number of 1 or more")
+        raise row.wrong(column, "is not a whole number of 1 or more")
     return int(number)
 
 

@@ -6,6 +6,7 @@ Letters and not shades: a bar is pasted into tickets, where neither color nor a 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from llmservice.cli.color import paint
 from llmservice.core.planner.outcome import Memory
 from llmservice.core.planner.overhead import Range
 from llmservice.core.planner.rationale import gib
@@ -37,7 +38,7 @@ def draw(memory: Memory, *, color: bool) -> Iterator[str]:
     yield ""
     whole = memory.total or scale
     for part in parts:
-        mark = _colored(part.mark, part.color) if color else part.mark
+        mark = paint(part.mark, part.color) if color else part.mark
         line = f"{part.name:<12}{gib(part.size):>11}{part.size / whole:>6.0%}   {part.note}"
         yield f"  {mark} {line}".rstrip()
 
@@ -69,7 +70,7 @@ def _bar(parts: list[_Part], scale: int, *, color: bool) -> str:
         width = round(passed * _WIDTH / scale) - edge
         edge += width
         letters = part.mark * width
-        text += _colored(letters, part.color) if color and letters else letters
+        text += paint(letters, part.color) if color and letters else letters
     return text
 
 
@@ -93,7 +94,3 @@ def _share_mark(share: int, excess: int, scale: int) -> str:
     if column > len(words):
         return f"   {f'{words} ^':>{column + 1}}"
     return f"   {'^':>{column + 1}} {words}"
-
-
-def _colored(text: str, code: str) -> str:
-    return f"\033[{code}m{text}\033[0m"

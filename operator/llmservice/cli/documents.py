@@ -15,6 +15,8 @@ from typing import Any, ClassVar, NoReturn
 
 import yaml
 
+from llmservice.api import names
+
 MAX_BYTES = 3 * 1024 * 1024
 """What the API server takes in one request; also what keeps a document of aliases from growing."""
 
@@ -159,6 +161,17 @@ def load_documents(path: str, expected: str = MANIFEST) -> Iterator[dict[str, An
         if not isinstance(document, dict):
             raise DocumentError(expected)
         yield from _items(document)
+
+
+def load_services(path: str) -> list[dict[str, Any]]:
+    """The LLMServices of a file; see :func:`load_documents`."""
+    return [document for document in load_documents(path) if document.get("kind") == names.KIND]
+
+
+def service_name(document: dict[str, Any]) -> str:
+    """The name of a manifest, whatever its state; ``-`` for none."""
+    metadata = document.get("metadata")
+    return str(metadata.get("name", "-")) if isinstance(metadata, dict) else "-"
 
 
 def _parse(text: str) -> list[Any]:

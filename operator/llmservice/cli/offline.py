@@ -9,26 +9,39 @@ from typing import Any
 
 from llmservice.api import names
 from llmservice.api.schema import crd_yaml
-from llmservice.cli.documents import DocumentError, dump_documents, load_documents
+from llmservice.cli.documents import DocumentError, dump_documents, load_services, service_name
+from llmservice.cli.options import EXIT_INVALID
 from llmservice.core.config import Config
 from llmservice.core.observed import Manifest, Observed, ServiceKey, ServiceObject
 from llmservice.core.reconcile import desired_children
 from llmservice.core.validation import InvalidSpec, validate_document
 
-RENDER_UID = "00000000-0000-0000-0000-000000000000"
+_RENDER_UID = "00000000-0000-0000-0000-000000000000"
 """Stands for the uid that the API server will give the LLMService."""
 
-EXIT_INVALID, EXIT_USAGE = 1, 2
-"""Of every command: the input cannot be used; the command line cannot."""
+
+def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the commands."""
+    command = commands.add_parser("crds", help="print the CustomResourceDefinition")
+    command.set_defaults(run=_crds)
+    command = commands.add_parser("validate", help="judge manifests without a cluster")
+    command.add_argument("files", nargs="+", metavar="FILE", help="manifest, or - for stdin")
+    command.add_argument("-o", "--output", choices=("text", "json"), default="text")
+    command.set_defaults(run=_validate)
+    command = commands.add_parser("render", help="print what the operator would apply")
+    command.add_argument("files", nargs="+", metavar="FILE", help="manifest, or - for stdin")
+    command.add_argument("-n", "--namespace", help="namespace, if the manifest names none")
+    command.add_argument("-o", "--output", choices=("yaml", "json"), default="yaml")
+    command.set_defaults(run=_render)
 
 
-def crds(_: argparse.Namespace) -> int:
+def _crds(_: argparse.Namespace) -> int:
     """Print the CustomResourceDefinition."""
     sys.stdout.write(crd_yaml())
     return 0
 
 
-def validate(arguments: argparse.Namespace) -> int:
+def _validate(arguments: argparse.Namespace) -> int:
     """Judge manifests; one line per violation."""
     findings = list(_findings(arguments.files))
     if arguments.output == "json":
@@ -45,7 +58,7 @@ def validate(arguments: argparse.Namespace) -> int:
 def _findings(paths: list[str]) -> Iterator[dict[str, Any]]:
     for path in paths:
         try:
-            documents = [d for d in load_documents(path) if d.get("kind") == names.KIND]
+            documents = load_services(path)
         except DocumentError as error:
             yield _finding(path, "-", [{"field": "yaml", "message": str(error)}])
             continue
@@ -63,18 +76,12 @@ def _finding(path: str, name: str, violations: list[dict[str, str]]) -> dict[str
     return {"file": path, "name": name, "violations": violations}
 
 
-def service_name(document: Manifest) -> str:
-    """The name of a manifest, whatever its state; ``-`` for none."""
-    metadata = document.get("metadata")
-    return str(metadata.get("name", "-")) if isinstance(metadata, dict) else "-"
-
-
-def render(arguments: argparse.Namespace) -> int:
+def _render(arguments: argparse.Namespace) -> int:
     """Print exactly what the operator would apply for the manifests, in its order."""
     manifests: list[Manifest] = []
     for path in arguments.files:
         try:
-            documents = [d for d in load_documents(path) if d.get("kind") == names.KIND]
+            documents = load_services(path)
         except DocumentError as error:
             print(f"{path}: {error}", file=sys.stderr)
             return EXIT_INVALID
@@ -97,7 +104,7 @@ def render_document(document: Manifest, namespace: str | None) -> list[Manifest]
     metadata = document["metadata"]
     key = ServiceKey(namespace or metadata.get("namespace") or "default", metadata["name"])
     service = ServiceObject(
-        key, metadata.get("uid", RENDER_UID), metadata.get("generation", 1), document["spec"], {}
+        key, metadata.get("uid", _RENDER_UID), metadata.get("generation", 1), document["spec"], {}
     )
     observed = Observed(service, now=datetime.fromtimestamp(0, UTC))
     rendered = desired_children(observed, Config())

@@ -7,7 +7,6 @@ file; ``--config`` and ``--model`` are specs with nothing but a model in them.
 import argparse
 import difflib
 import json
-import os
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -19,9 +18,10 @@ from pydantic.alias_generators import to_camel
 from llmservice.api import names
 from llmservice.api.admission import admission_violations
 from llmservice.api.rules import Violation
+from llmservice.cli import color
 from llmservice.cli.bar import draw
-from llmservice.cli.documents import DocumentError, load_documents
-from llmservice.cli.offline import EXIT_INVALID, EXIT_USAGE, service_name
+from llmservice.cli.documents import DocumentError, load_documents, load_services, service_name
+from llmservice.cli.options import EXIT_INVALID, EXIT_USAGE
 from llmservice.core.flags import supported_versions
 from llmservice.core.observed import Manifest
 from llmservice.core.planner.catalog import find_model, known_models, model_from_config
@@ -64,7 +64,28 @@ class _Subject:
         return self.service or self.file
 
 
-def device_name(text: str) -> str:
+def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add ``plan`` to the command line."""
+    command = commands.add_parser("plan", help="say what fits on which device, and why")
+    subject = command.add_mutually_exclusive_group(required=True)
+    subject.add_argument(
+        "files", nargs="*", default=[], metavar="FILE", help="manifest, or - for stdin"
+    )
+    subject.add_argument("--config", metavar="FILE", help="plan a model's config.json instead")
+    subject.add_argument("--model", metavar="ID", help="plan a model of the catalog instead")
+    device = command.add_mutually_exclusive_group()
+    device.add_argument(
+        "--gpu", type=_device_name, metavar="NAME", help="what if: on this device (A10G)"
+    )
+    device.add_argument("--gpus", action="store_true", help="compare all known devices")
+    command.add_argument("--tensor", type=int, metavar="N", help="what if: so many tensor ranks")
+    command.add_argument("--max-model-len", type=int, metavar="N", help="what if: so many tokens")
+    command.add_argument("--explain", action="store_true", help="draw the memory, give reasons")
+    command.add_argument("-o", "--output", choices=("text", "json"), default="text")
+    command.set_defaults(run=_run)
+
+
+def _device_name(text: str) -> str:
     """The short name of a device that the user names by that or by its product label.
 
     Raises:
@@ -77,7 +98,7 @@ def device_name(text: str) -> str:
     return device.name
 
 
-def run(arguments: argparse.Namespace) -> int:
+def _run(arguments: argparse.Namespace) -> int:
     """Print the plans that were asked for and return the exit code."""
     if wrong := _wrong_usage(arguments):
         print(f"error: {wrong}", file=sys.stderr)
@@ -146,7 +167,7 @@ def _subjects(arguments: argparse.Namespace) -> Iterator[_Subject]:
 
 def _of_file(path: str) -> Iterator[_Subject]:
     try:
-        documents = [d for d in load_documents(path) if d.get("kind") == names.KIND]
+        documents = load_services(path)
     except DocumentError as error:
         yield _Subject(path, _invalid("yaml", str(error)), "-")
         return
@@ -232,7 +253,7 @@ def _explained(name: str, valid: ValidSpec) -> Iterator[str]:
     yield f"{name}: {status['outcome']}"
     if (memory := _memory(outcome)) is not None:
         yield _heading(memory)
-        yield from draw(memory, color=sys.stdout.isatty() and "NO_COLOR" not in os.environ)
+        yield from draw(memory, color=color.is_wanted())
         yield ""
     yield _wrapped(status["message"])
     if valid.plan.note:

@@ -20,6 +20,7 @@ from typing import Any
 from llmservice.adapters.ports import Cluster, NotFound
 from llmservice.adapters.resources import CONTROLLER_REVISION, LLM_SERVICE
 from llmservice.api import names
+from llmservice.cli.options import add_service_options
 from llmservice.cli.report import Service, place
 from llmservice.core.canary.state import UNDER_WAY, Phase
 
@@ -71,9 +72,7 @@ def _add(
 ) -> argparse.ArgumentParser:
     command = commands.add_parser(word, help=help_)
     command.add_argument("name", help="LLMService")
-    command.add_argument("-n", "--namespace", help="default: the context's, as kubectl")
-    command.add_argument("--kubeconfig", help="default: as kubectl finds it")
-    command.add_argument("--context", help="context of the kubeconfig")
+    add_service_options(command)
     return command
 
 

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from llmservice.api import names
+from llmservice.cli.options import POD_OR_KUBECTL, add_credentials, credentials
 
 
 def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -38,17 +39,14 @@ def register(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
         metavar="SECONDS",
         help="at least, before that: new requests may still come",
     )
-    command.add_argument("--kubeconfig", help="default: the pod's service account, or as kubectl")
-    command.add_argument("--context", help="context of the kubeconfig")
+    add_credentials(command, POD_OR_KUBECTL)
     command.set_defaults(run=_run)
 
 
 def _run(parsed: argparse.Namespace) -> int:
     # Imported late: it loads the Kubernetes client, which takes half a second.
-    from llmservice.adapters.kube import Credentials  # noqa: PLC0415
     from llmservice.handlers import route_agent  # noqa: PLC0415
 
-    kubeconfig = Path(parsed.kubeconfig) if parsed.kubeconfig else None
     return route_agent.main(
         route_agent.AgentConfig(
             service=parsed.service,
@@ -60,6 +58,6 @@ def _run(parsed: argparse.Namespace) -> int:
             drain_path=parsed.drain_path,
             drain_seconds=parsed.drain_seconds,
             propagation_seconds=parsed.propagation_seconds,
-            credentials=Credentials(kubeconfig, parsed.context),
+            credentials=credentials(parsed),
         )
     )

@@ -1,26 +1,26 @@
 """``llmservice status``: how services are, once or until they settle.
 
 Exit codes: 0 every service asked for is ready; 1 one is not, is stalled, or is not there; 3 the
-cluster cannot be reached or refuses us. On a terminal the phase is coloured and a clock runs
+cluster cannot be reached or refuses us. On a terminal the phase is colored and a clock runs
 while it waits; anywhere else the output is plain lines, one per change.
 """
 
 import argparse
 import asyncio
 import json
-import os
 import sys
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 from llmservice.adapters.clock import utc_now
-from llmservice.adapters.kube import Connection, Credentials
+from llmservice.adapters.kube import Connection
 from llmservice.adapters.ports import Cluster, ClusterError, Gone, NotFound, Unavailable
 from llmservice.adapters.resources import LLM_SERVICE
 from llmservice.adapters.rest import RestCluster
 from llmservice.api import names
+from llmservice.cli import color
+from llmservice.cli.options import credentials
 from llmservice.cli.report import (
     Service,
     Verdict,
@@ -38,7 +38,7 @@ EXIT_INTERRUPTED = 130
 
 _RECONNECT_SECONDS = 1.0
 _RECONNECT_ATTEMPTS = 30
-_COLOURS = {Verdict.Ready: "32", Verdict.Stalled: "31", Verdict.Progressing: "33"}
+_COLORS = {Verdict.Ready: "32", Verdict.Stalled: "31", Verdict.Progressing: "33"}
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -58,7 +58,8 @@ async def _run(arguments: argparse.Namespace) -> int:
         question = _Question(cluster, namespace, arguments.name)
         if arguments.watch:
             return await _Watch(question, as_lines=arguments.output == "text").until_settled()
-        return _show(await question.services(), question, arguments.output)
+        services, _ = await question.listed()
+        return _show(services, question, arguments.output)
 
 
 @asynccontextmanager
@@ -68,8 +69,7 @@ async def connected(arguments: argparse.Namespace) -> AsyncIterator[tuple[Cluste
     Raises:
         ClusterError: no kubeconfig is usable.
     """
-    kubeconfig = Path(arguments.kubeconfig) if arguments.kubeconfig else None
-    connection = await Connection.open(Credentials(kubeconfig, arguments.context))
+    connection = await Connection.open(credentials(arguments))
     cluster = RestCluster(connection)
     try:
         yield cluster, arguments.namespace or connection.namespace
@@ -84,10 +84,6 @@ class _Question:
         self.cluster = cluster
         self.namespace = namespace
         self.name = name
-
-    async def services(self) -> list[Service]:
-        """The services asked for, as they are now."""
-        return (await self.listed())[0]
 
     async def listed(self) -> tuple[list[Service], str]:
         """The services asked for, and the version from which to watch for changes."""
@@ -192,7 +188,7 @@ class _Watch:
     def _say(self, service: Service) -> None:
         if self._as_lines:
             moment = utc_now().astimezone().strftime("%H:%M:%S")
-            _print(f"{moment} {_coloured(summary(service), service)}")
+            _print(f"{moment} {_colored(summary(service), service)}")
             for line in evidence(service):
                 _print(f"{'':<{len(moment)}} {line}")
         else:
@@ -219,15 +215,13 @@ def _show(services: list[Service], question: _Question, output: str) -> int:
     if output == "text":
         for service in services:
             head, *rest = describe(service, utc_now())
-            _print("\n".join([_coloured(head, service), *(rest if question.name else ())]))
+            _print("\n".join([_colored(head, service), *(rest if question.name else ())]))
     ready = all(verdict(service) is Verdict.Ready for service in services)
     return EXIT_READY if ready else EXIT_NOT_READY
 
 
-def _coloured(text: str, service: Service) -> str:
-    if not sys.stdout.isatty() or "NO_COLOR" in os.environ:
-        return text
-    return f"\033[{_COLOURS[verdict(service)]}m{text}\033[0m"
+def _colored(text: str, service: Service) -> str:
+    return color.paint(text, _COLORS[verdict(service)]) if color.is_wanted() else text
 
 
 def _print(text: str) -> None:

@@ -47,11 +47,7 @@ def next_read(observed: Observed, revision: str) -> tuple[MetricsRequest, float]
     if _told_before(observed, revision) or _told_now(observed, revision):
         return None
     reads = observed.metrics_reads
-    ready = (
-        pod
-        for pod in observed.pods
-        if pod.revision == revision and pod.ready and not pod.deleting and pod.address
-    )
+    ready = (pod for pod in observed.pods if pod.revision == revision and pod.is_reachable)
     # The one that was asked before goes first, so that a revision's pods are not asked in turn.
     pod = min(ready, key=lambda pod: (pod.uid not in reads, pod.created, pod.name), default=None)
     if pod is None:

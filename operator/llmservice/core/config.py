@@ -9,7 +9,6 @@ from llmservice.core.autoscaling.budget import Budget
 class Config:
     """Settings of the operator that are the same for all services."""
 
-    operator_version: str = "0.1.0"
     operator_image: str = "localhost/llmservice/operator:0.1.0"
     """Runs in routers' pods too, as the agent that writes Envoy's files."""
     router_image: str = "localhost/llmservice/router:0.1.0"

@@ -136,12 +136,12 @@ def plan_engine(service: str, spec: LLMServiceSpec) -> EnginePlan | InvalidEngin
     """The arguments of ``vllm serve`` for this spec, or all that is wrong with it."""
     version = flags.resolve_version(spec.engine.version, spec.engine.image)
     if isinstance(version, flags.UnsupportedVersion):
-        return InvalidEngine((Violation("spec.engine.version", version.message),))
+        return InvalidEngine((Violation(flags.VERSION_FIELD, version.message),))
     table = flags.flag_table(version.minor)
     violations = [
         *_unavailable_knobs(spec, table, version.minor),
         *(
-            Violation(f"spec.engine.extraArgs[{problem.index}]", problem.message)
+            Violation(problem.field, problem.message)
             for problem in check_extra_args(spec.engine.extra_args, version.minor, _reserved(spec))
         ),
     ]

@@ -105,7 +105,7 @@ def flag_values(args: Sequence[str], minor: str) -> dict[str, str]:
 
     A boolean is ``true`` or ``false``. Keys of ``--json-flag.key value`` are left out.
     """
-    judge, tokens = _Judge(minor, {}), list(_normalised(args))
+    judge, tokens = _Judge(minor, {}), list(_normalized(args))
     found: dict[str, str] = {}
     for position, token in enumerate(tokens):
         option = judge.classify(token.text)
@@ -128,7 +128,7 @@ class _Judge:
         self.strings = option_strings(minor)
 
     def judge(self, args: Sequence[str]) -> Iterator[ArgProblem]:
-        tokens = list(_normalised(args))
+        tokens = list(_normalized(args))
         plain: list[_Token] = []
         position = 0
         while position < len(tokens):
@@ -309,7 +309,7 @@ class _Judge:
         return f"{shown_value(text)} belongs to no flag: only flags and their values may stand here"
 
 
-def _normalised(args: Sequence[str]) -> Iterator[_Token]:
+def _normalized(args: Sequence[str]) -> Iterator[_Token]:
     """What ``FlexibleArgumentParser.parse_args`` turns arguments into before argparse."""
     for index, text in enumerate(args):
         if text.startswith("--help="):

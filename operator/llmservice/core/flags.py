@@ -17,7 +17,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-_VERSION_FIELD = "spec.engine.version"
+VERSION_FIELD = "spec.engine.version"
 _SHOWN_VALUE = 60
 
 # vLLM's major is 0 today; one digit keeps calendar tags such as 25.09-py3 out.
@@ -91,7 +91,6 @@ class UnsupportedVersion:
 
     message: str
     """Names what is wrong and what to write."""
-    field: str = _VERSION_FIELD
 
 
 @cache
@@ -185,11 +184,11 @@ def resolve_version(declared: str | None, image: str) -> ResolvedVersion | Unsup
             if declared
             else f"the tag of {shown_value(image)} is not"
         )
-        return UnsupportedVersion(f"{what} a vLLM version: set {_VERSION_FIELD}, like {newest}")
+        return UnsupportedVersion(f"{what} a vLLM version: set {VERSION_FIELD}, like {newest}")
     if version_order(minor) < version_order(oldest):
         return UnsupportedVersion(
             f"vLLM {minor} is older than {oldest}, the oldest version supported: use an image of"
-            f" {oldest} to {newest}, or set {_VERSION_FIELD} if the image holds another version"
+            f" {oldest} to {newest}, or set {VERSION_FIELD} if the image holds another version"
         )
     nearest = next(
         known for known in supported_versions() if version_order(known) <= version_order(minor)
@@ -198,10 +197,10 @@ def resolve_version(declared: str | None, image: str) -> ResolvedVersion | Unsup
     if nearest != minor:
         note = (
             f"vLLM {minor} is not known to this operator: its flags are taken to be those of"
-            f" {nearest}; set {_VERSION_FIELD} if the image holds another version"
+            f" {nearest}; set {VERSION_FIELD} if the image holds another version"
         )
     elif tagged not in (None, minor):
-        note = f"{_VERSION_FIELD} says {minor} and the image tag {tagged}: {minor} is used"
+        note = f"{VERSION_FIELD} says {minor} and the image tag {tagged}: {minor} is used"
     return ResolvedVersion(nearest, exact=nearest == minor, note=note)
 
 

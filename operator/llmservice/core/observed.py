@@ -165,6 +165,11 @@ class PodFacts:
     job: str = ""
     """Name of the Job that it is of."""
 
+    @property
+    def is_reachable(self) -> bool:
+        """Whether it serves, and can be asked at its address."""
+        return self.ready and not self.deleting and bool(self.address)
+
 
 @dataclass(frozen=True, slots=True)
 class CrashLog:

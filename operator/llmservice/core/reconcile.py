@@ -12,8 +12,8 @@
     children wanted  - children live  = apply, delete
     problems of pods, progress        = status, events, logs and metrics to read
 
-Pure and level-triggered: it reads nothing but :class:`Observed`, so any lost or repeated event
-ends in the same state, and a new leader continues where the old one stopped.
+Pure and level-triggered: it reads nothing but :class:`Observed` and :class:`ClusterFacts`, so any
+lost or repeated event ends in the same state, and a new leader continues where the old one stopped.
 """
 
 from collections.abc import Iterator
@@ -42,18 +42,20 @@ from llmservice.core.resources.autoscaler import (
 from llmservice.core.resources.bench import build_bench
 from llmservice.core.revisions import Revision, content_hash
 from llmservice.core.router.gateway import ROUTE_KIND
-from llmservice.core.situation import Refusal, Situation, assess, judge
+from llmservice.core.situation import ClusterFacts, Refusal, Situation, assess, judge
 from llmservice.core.validation import InvalidSpec, ValidSpec, validate_spec
 
+_UNKNOWN = ClusterFacts()
 
-def reconcile(observed: Observed, config: Config) -> Decision:
+
+def reconcile(observed: Observed, config: Config, cluster: ClusterFacts = _UNKNOWN) -> Decision:
     """Decide what to do for one service, now."""
     if observed.service.deleting:
         return Decision()  # the garbage collector takes the children
     judged = judge(observed)
     if isinstance(judged, Refusal):
-        return _refuse(observed, judged, config)
-    return _decide(assess(observed, judged, config), config)
+        return _refuse(observed, judged, config, cluster)
+    return _decide(assess(observed, judged, config, cluster), config)
 
 
 def _decide(situation: Situation, config: Config) -> Decision:
@@ -88,10 +90,13 @@ def desired_children(observed: Observed, config: Config) -> list[Manifest] | Inv
     valid = validate_spec(observed.service.key.name, observed.service.spec)
     if isinstance(valid, InvalidSpec):
         return valid
-    return [_stamped(manifest) for manifest in _desired(assess(observed, valid, config), config)]
+    situation = assess(observed, valid, config, _UNKNOWN)
+    return [_stamped(manifest) for manifest in _desired(situation, config)]
 
 
-def _refuse(observed: Observed, refusal: Refusal, config: Config) -> Decision:
+def _refuse(
+    observed: Observed, refusal: Refusal, config: Config, cluster: ClusterFacts
+) -> Decision:
     """Say what is wrong; the pods of the earlier spec go on serving.
 
     A canary that is under way goes on by that spec: it is judged, and taken back, as before.
@@ -101,7 +106,7 @@ def _refuse(observed: Observed, refusal: Refusal, config: Config) -> Decision:
         earlier = replace(observed, service=replace(service, spec=spec))
         judged = judge(earlier)
         if isinstance(judged, ValidSpec):
-            situation = replace(assess(earlier, judged, config), refusal=refusal)
+            situation = replace(assess(earlier, judged, config, cluster), refusal=refusal)
             return _decide(situation, config)
     ready = sum(pod.ready for pod in observed.pods)
     progress = status.Progress(
@@ -145,7 +150,10 @@ def _desired(situation: Situation, config: Config) -> Iterator[Manifest]:
         yield build.build_deployment(service, spec, revision, None if counted else replicas)
         if sized is not None and spec.autoscaling is not None:
             measured = situation.cold_start.get("seconds")
-            yield build_autoscaler(service, spec.autoscaling, revision, sized, measured)
+            tolerances = situation.cluster.hpa_tolerances
+            yield build_autoscaler(
+                service, spec.autoscaling, revision, sized, measured, tolerances=tolerances
+            )
     if course is not None:
         yield from course.router.children(config)
     if (bench := _wanted_bench(situation)) is not None:

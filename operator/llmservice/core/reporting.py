@@ -130,7 +130,8 @@ def _lead_facts(situation: Situation) -> AutoscalerFacts | None:
 
 def _autoscaler(situation: Situation) -> tuple[str, str, str] | None:
     """Whether an autoscaler sizes the service, and if not, why."""
-    if situation.valid.spec.autoscaling is None:
+    wish = situation.valid.spec.autoscaling
+    if wish is None:
         return None
     lead = situation.scaling.lead
     if situation.bound is not None and situation.bound.message:
@@ -140,7 +141,8 @@ def _autoscaler(situation: Situation) -> tuple[str, str, str] | None:
     if lead is None:
         message = "the number of replicas stays while revisions change places"
         return "True", status.Reason.SizeKept, message
-    return autoscaler_condition(_lead_facts(situation))
+    api = situation.cluster.metrics_api if wish.provider == "Builtin" else None
+    return autoscaler_condition(_lead_facts(situation), api)
 
 
 def _no_budget(situation: Situation) -> status.Problem | None:

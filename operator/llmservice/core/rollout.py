@@ -7,7 +7,7 @@ ready pod away below ``wanted - unavailable``.
 
 Whether there is room for a surge is asked of the scheduler, not simulated: the new revision's
 first pod is created, and if the scheduler finds no room for it while the old pods hold just what
-it needs, an old pod makes room. That honours taints, affinities, quotas and cluster autoscalers.
+it needs, an old pod makes room. That honors taints, affinities, quotas and cluster autoscalers.
 """
 
 from collections.abc import Mapping

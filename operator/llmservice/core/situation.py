@@ -16,6 +16,7 @@ from llmservice.core.autoscaling.budget import Bound, bounds_within
 from llmservice.core.autoscaling.cold_start import cold_start_status
 from llmservice.core.autoscaling.idle import Rest, rest
 from llmservice.core.autoscaling.scaling import (
+    MetricsApi,
     Scaling,
     current_size,
     of_canary,
@@ -27,7 +28,7 @@ from llmservice.core.canary.director import (
     direct,
 )
 from llmservice.core.canary.queue import Limits
-from llmservice.core.canary.state import AT_REST, Hold, Phase, load_rollout
+from llmservice.core.canary.state import AT_REST, Hold, Phase, read_rollout
 from llmservice.core.config import Config
 from llmservice.core.observed import (
     DeploymentFacts,
@@ -38,6 +39,16 @@ from llmservice.core.resources.pod import build_pod_template
 from llmservice.core.revisions import Revision, revision_hash, unpack_revision
 from llmservice.core.rollout import Capacity, NoRoom, RolloutInput, RolloutPlan, plan_rollout
 from llmservice.core.validation import InvalidSpec, ValidSpec, is_refused, validate_spec
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterFacts:
+    """What is true of the cluster as a whole, and so of all services alike."""
+
+    hpa_tolerances: bool = False
+    """HPAs may have tolerances of their own. A server before 1.33 refuses the field."""
+    metrics_api: MetricsApi | None = None
+    """None where nobody looked, or may."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +81,7 @@ class Situation:
     """What the routers have the size be; None without an autoscaler."""
     bound: Bound | None
     """Of its replicas, within the budgets of devices; None where there are none."""
+    cluster: ClusterFacts
     refusal: Refusal | None = None
     """Of a newer spec than the one that all this is about."""
 
@@ -92,7 +104,9 @@ def judge(observed: Observed) -> ValidSpec | Refusal:
     return valid
 
 
-def assess(observed: Observed, valid: ValidSpec, config: Config) -> Situation:
+def assess(
+    observed: Observed, valid: ValidSpec, config: Config, cluster: ClusterFacts
+) -> Situation:
     """Where a service stands by a spec that is valid."""
     stored = stored_revisions(observed)
     target = _target_revision(observed, valid, stored)
@@ -133,6 +147,7 @@ def assess(observed: Observed, valid: ValidSpec, config: Config) -> Situation:
         _scaling(valid.spec, target, rollout, course),
         rested,
         bound,
+        cluster,
     )
 
 
@@ -162,7 +177,7 @@ def _sized(
         return replace(valid, spec=valid.spec.model_copy(update={"replicas": 0})), rested
     before = status.get("autoscaling", {})
     size = current_size(wish, before, deployments, status.get("stableRevision"))
-    kept = load_rollout(status.get("rollout", {}).get("state"))
+    kept = read_rollout(status)
     at_rest = kept is not None and kept.phase in AT_REST
     rested = rest(observed, wish, size, at_rest=at_rest)
     return replace(valid, spec=valid.spec.model_copy(update={"replicas": rested.size})), rested

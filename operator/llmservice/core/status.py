@@ -46,6 +46,8 @@ class Reason(StrEnum):
     ChildRefused = "ChildRefused"  # the API server refuses a child
     RolloutAborted = "RolloutAborted"  # the newest revision was turned down, the old one serves
     WaitingForBudget = "WaitingForBudget"  # others hold the devices that the autoscaler would like
+    MetricsAPITaken = "MetricsAPITaken"  # another adapter serves the metrics that HPAs ask for
+    MetricsAPIMissing = "MetricsAPIMissing"  # nobody serves them
     SizeKept = "SizeKept"  # a rollout counts the pods, the autoscaler goes on after it
     PodsRefused = "PodsRefused"  # a quota or an admission policy refuses the pods
 

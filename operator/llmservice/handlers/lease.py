@@ -15,10 +15,9 @@ k8s.io/client-go/tools/leaderelection).
 import asyncio
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 from llmservice.adapters import projection
 from llmservice.adapters.clock import micro_time, utc_now
@@ -113,7 +112,7 @@ class LeaseElector:
         except (ClusterError, TimeoutError) as error:
             _log.warning("the lease was not released: %s", error)
 
-    async def _attempt(self, step: Callable[[], Any]) -> bool:
+    async def _attempt(self, step: Callable[[], Awaitable[bool]]) -> bool:
         """One bounded try; True when the lease is ours after it."""
         started = _local_time()
         try:
@@ -127,7 +126,7 @@ class LeaseElector:
         self.reachable = True
         if held:
             self._renewed_at = started
-        return bool(held)
+        return held
 
     async def _try_acquire(self) -> bool:
         try:

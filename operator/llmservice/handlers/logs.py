@@ -22,10 +22,10 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, ensure_ascii=False)
 
 
-def configure_logging(level: int = logging.INFO) -> None:
+def configure_logging() -> None:
     """Set up the root logger; kopf and the libraries below only speak up about trouble."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
-    logging.basicConfig(level=level, handlers=[handler], force=True)
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     for noisy in ("kopf", "kubernetes", "aiohttp", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

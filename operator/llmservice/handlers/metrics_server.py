@@ -19,20 +19,20 @@ from datetime import datetime
 from typing import Any
 
 from aiohttp import web
-from prometheus_client import CollectorRegistry, Gauge, ProcessCollector, generate_latest
-from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client import CollectorRegistry, Gauge, ProcessCollector
 
 from llmservice.adapters.api_registration import ApiRegistration, Outcome, Registration
 from llmservice.adapters.clock import utc_now
 from llmservice.adapters.front_proxy import FrontProxy, Trust
 from llmservice.adapters.gauges import POD_SELECTOR, Gauges
-from llmservice.adapters.http_server import HttpServer
+from llmservice.adapters.http_server import HttpServer, TlsServer
 from llmservice.adapters.kube import Connection, Credentials
 from llmservice.adapters.ports import Cluster, ClusterError
 from llmservice.adapters.reflector import Reflector
 from llmservice.adapters.resources import POD
 from llmservice.adapters.rest import RestCluster
-from llmservice.adapters.serving_certificates import Certificates, CertificateStore, TlsServer
+from llmservice.adapters.serving_certificates import Certificates, CertificateStore
+from llmservice.adapters.telemetry import exposition
 from llmservice.handlers.logs import configure_logging
 from llmservice.handlers.metrics_api import build_application
 
@@ -55,6 +55,8 @@ class MetricsServerConfig:
     """Where to look for pods; empty means all namespaces."""
     port: int = 8443
     """Of the API, TLS; 0 takes any free one."""
+    external_metrics: bool = True
+    """Serve ``external.metrics.k8s.io`` where nobody else does."""
     probe_port: int = 8080
     """Of /healthz, /readyz and /metrics; 0 takes any free one."""
     drain_seconds: float = 5.0
@@ -111,7 +113,9 @@ class MetricsServer:
         ]
         self._proxy = FrontProxy(cluster)
         self._store = CertificateStore(cluster, config.namespace, config.name, config.hosts)
-        self._registration = ApiRegistration(cluster, config.namespace, config.name)
+        self._registration = ApiRegistration(
+            cluster, config.namespace, config.name, external=config.external_metrics
+        )
         application = build_application(self._gauges, self._proxy.authorize, utc_now)
         self.api = TlsServer(application, config.port)
         self.probes = HttpServer(
@@ -244,6 +248,4 @@ class _Telemetry:
         self._owned.labels(f"{group}/{version}").set(float(ours))
 
     async def answer(self, _: web.Request) -> web.Response:
-        return web.Response(
-            body=generate_latest(self.registry), headers={"Content-Type": CONTENT_TYPE_LATEST}
-        )
+        return exposition(self.registry)

@@ -18,8 +18,10 @@ import random
 import signal
 from collections.abc import Coroutine, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
+from llmservice.adapters.api_registration import read_metrics_api
 from llmservice.adapters.events import EventRecorder
 from llmservice.adapters.kube import Connection
 from llmservice.adapters.pod_questions import PodQuestions
@@ -32,9 +34,12 @@ from llmservice.adapters.store import Change, Store, Touched
 from llmservice.adapters.telemetry import HealthServer, Telemetry
 from llmservice.adapters.webhooks import Webhooks
 from llmservice.api import names
-from llmservice.core.decision import MetricsRequest
+from llmservice.core.autoscaling.scaling import misses_metrics
+from llmservice.core.decision import Decision, MetricsRequest
+from llmservice.core.observed import Observed, ServiceKey
 from llmservice.core.questions import CallGate, Question, ReadRoute
 from llmservice.core.reconcile import reconcile
+from llmservice.core.situation import ClusterFacts
 from llmservice.handlers.asking import Asking, Content
 from llmservice.handlers.config import OperatorConfig
 from llmservice.handlers.fence import FencedCluster
@@ -49,6 +54,11 @@ _log = logging.getLogger(__name__)
 _OURS = f"{names.MANAGED_BY_LABEL}={names.MANAGED_BY}"
 _URGENT_WORKERS = 2
 _CRD_PAUSE_SECONDS = 2.0
+_TOLERANCES_SINCE = (1, 35)
+"""Kubernetes whose HPAs have tolerances by default; one with the feature switched off drops them,
+and leaves them in our entry of managedFields, so that they are not written again and again."""
+_METRICS_API_SECONDS = 60.0
+"""As often as the metrics server looks whether the API has become free."""
 _GC_THRESHOLD = (10_000, 20, 20)
 
 
@@ -90,6 +100,9 @@ class Operator:
         self.synced = asyncio.Event()
         """Set once all caches are filled and the workers work."""
         self._config = config
+        self._facts = ClusterFacts()
+        self._without_metrics: set[ServiceKey] = set()
+        self._metrics_missed = asyncio.Event()
         self._stopping = asyncio.Event()
         self._tasks: list[asyncio.Task[Any]] = []
         self._cluster = RestCluster(connection)
@@ -113,7 +126,7 @@ class Operator:
             queue=self.queue,
             events=EventRecorder(fenced, config.identity),
             telemetry=self.telemetry,
-            decide=lambda observed: reconcile(observed, config.core),
+            decide=self._decide,
             ask_pods=self._asking.ask,
         )
         self.health = HealthServer(self.telemetry, self._ready)
@@ -145,6 +158,12 @@ class Operator:
         await self._elector.acquire()
         self._start("lease", self._elector.hold())
         await self._wait_for_crd()
+        try:
+            tolerances = await self._cluster.server_version() >= _TOLERANCES_SINCE
+        except ClusterError as error:
+            _log.warning("the version of Kubernetes is not known: %s", error)
+        else:
+            self._facts = replace(self._facts, hpa_tolerances=tolerances)
 
     async def _lead(self, stopped: asyncio.Task[Any]) -> None:
         """Until we are stopped, or a task ends, which none does while all is well."""
@@ -153,6 +172,7 @@ class Operator:
         for lane in [Lane.Background] * self._config.workers + [Lane.Urgent] * _URGENT_WORKERS:
             self._start("worker", self._work(lane))
         self._start("resync", self._resync())
+        self._start("metrics API", self._look_at_metrics_api())
         self._start("readiness", self._become_ready())
         self._start("kopf", self._shell.run(self.handle_signals))
         await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -219,6 +239,31 @@ class Operator:
                 _log.warning("cannot list %s: %s", names.PLURAL, error)
             for key in self.store.services():
                 self.queue.add(key, Lane.Background)
+
+    def _decide(self, observed: Observed) -> Decision:
+        if misses_metrics(observed):
+            self._without_metrics.add(observed.service.key)
+            self._metrics_missed.set()
+        else:
+            self._without_metrics.discard(observed.service.key)
+        return reconcile(observed, self._config.core, self._facts)
+
+    async def _look_at_metrics_api(self) -> None:
+        """Whenever services miss metrics, see who serves them; once for all, and not all the time.
+
+        What ends it, a registration or another adapter's end, changes what their HPAs say, so that
+        they are looked at, and miss metrics again or not.
+        """
+        while True:
+            await self._metrics_missed.wait()
+            self._metrics_missed.clear()
+            found = await read_metrics_api(self._cluster)
+            if found != self._facts.metrics_api:
+                self._facts = replace(self._facts, metrics_api=found)
+                self._without_metrics.intersection_update(self.store.services())
+                for key in self._without_metrics:
+                    self.queue.add(key, Lane.Normal)
+            await asyncio.sleep(_METRICS_API_SECONDS)
 
     async def _answer(self, question: Question | MetricsRequest) -> Content:
         if isinstance(question, ReadRoute):

@@ -53,7 +53,6 @@ class _Item:
 class _Timer:
     due: float
     key: ServiceKey = field(compare=False)
-    lane: Lane = field(compare=False)
 
 
 class WorkQueue:
@@ -61,7 +60,7 @@ class WorkQueue:
 
     Args:
         backoff: how fast failed keys come back.
-        jitter: factor drawn for each pause, so that neighbours spread.
+        jitter: factor drawn for each pause, so that neighbors spread.
     """
 
     def __init__(
@@ -108,13 +107,13 @@ class WorkQueue:
             self._lanes[lane].append(key)
             self._wake(lane)
 
-    def add_after(self, key: ServiceKey, seconds: float, lane: Lane = Lane.Normal) -> None:
+    def add_after(self, key: ServiceKey, seconds: float) -> None:
         """Have ``key`` done after a while; an earlier time that is set already stands."""
         due = _now() + seconds
         if self._closed or self._due.get(key, due + 1) <= due:
             return
         self._due[key] = due
-        heapq.heappush(self._timers, _Timer(due, key, lane))
+        heapq.heappush(self._timers, _Timer(due, key))
         self._set_alarm()
 
     def retry(self, key: ServiceKey, at_least_seconds: float = 0.0) -> float:
@@ -213,7 +212,7 @@ class WorkQueue:
             timer = heapq.heappop(self._timers)
             if self._due.get(timer.key) == timer.due:
                 del self._due[timer.key]
-                self.add(timer.key, timer.lane)
+                self.add(timer.key)
         self._set_alarm()
 
     def _token_seconds(self) -> float:

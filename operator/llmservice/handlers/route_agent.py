@@ -54,6 +54,7 @@ from llmservice.core.router.envoy import (
     START_HEADER,
     RouterSettings,
 )
+from llmservice.core.router.pace import Pace, bound_waiting, has_moved, look_again
 from llmservice.core.router.report import RouterReport, TrackReport, format_report
 from llmservice.handlers.logs import configure_logging
 
@@ -66,6 +67,7 @@ _LARGEST_NUDGE = 16
 _NUDGE_PAUSE_SECONDS = 0.02
 """Envoy hands on three requests when one comes. More at once would not be spread well: it counts
 what an engine has once it is connected to it."""
+_LOOK_SECONDS = 1.0
 _REPORT_SECONDS = 1.5
 """Less than the operator's patience: that Envoy is silent is an answer, too."""
 
@@ -135,6 +137,7 @@ class RouteAgent:
         """The order that Envoy follows."""
         self._target: Traffic | None = None
         """What Envoy is to follow now, with its engines."""
+        self._paces: Mapping[str, Pace] = {}
         self._refusal = "the API server has not said yet which traffic is wanted"
         self._outcome = "Envoy has not been told anything yet"
 
@@ -157,7 +160,8 @@ class RouteAgent:
         stopped = asyncio.create_task(self._stopping.wait())
         work = [reflector.run() for reflector in self._reflectors]
         tasks: list[asyncio.Task[Any]] = [asyncio.create_task(each) for each in work]
-        tasks += [asyncio.create_task(self._follow()), asyncio.create_task(self._wake()), stopped]
+        own = (self._follow(), self._wake(), self._keep_pace())
+        tasks += [*(asyncio.create_task(each) for each in own), stopped]
         try:
             # None of them ends by itself, unless it is broken.
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -197,7 +201,7 @@ class RouteAgent:
         self._report_refusal(chosen.problem)
         if chosen.order is None:
             return True
-        self._target = join_endpoints(chosen.order, endpoints)
+        self._target = bound_waiting(join_endpoints(chosen.order, endpoints), self._paces)
         if not self._target.is_serving:
             self._holder.follow(self._target)
         try:
@@ -246,6 +250,19 @@ class RouteAgent:
         for track, more in stuck.items():
             await self._admin.nudge(track, min(_LARGEST_NUDGE, ceil(more / _LARGEST_NUDGE)))
         return bool(stuck)
+
+    async def _keep_pace(self) -> None:
+        """Let no more wait than can expect to be answered in time."""
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            if self._target is None or not self._target.is_gated:
+                continue
+            with suppress(AdminUnavailable):
+                gates = await self._admin.gates()
+                now = asyncio.get_running_loop().time()
+                self._paces = look_again(self._paces, gates, self._target, now)
+                if has_moved(self._target, bound_waiting(self._target, self._paces)):
+                    self._changed.set()
 
     def _report_refusal(self, problem: str) -> None:
         if problem and problem != self._refusal:

@@ -9,8 +9,10 @@ from llmservice.adapters.api_registration import (
     ApiRegistration,
     Outcome,
     Registration,
+    read_metrics_api,
 )
-from llmservice.adapters.ports import Conflict, NotFound
+from llmservice.adapters.ports import Conflict, Forbidden, NotFound
+from llmservice.core.autoscaling.scaling import MetricsApi
 from tests.unit.adapters.fake_cluster import FakeCluster
 
 CUSTOM, OLD, EXTERNAL = VERSION_PRIORITIES
@@ -23,10 +25,11 @@ def a_registration(cluster):
     return ApiRegistration(cluster, "system", "ms")
 
 
-def claim(cluster, name, service):
+def claim(cluster, name, service, priority=100):
     """Somebody else registers."""
     metadata = {"name": name, "namespace": None}
-    cluster.put({"kind": "APIService", "metadata": metadata, "spec": {"service": service}})
+    spec = {"service": service, "versionPriority": priority}
+    cluster.put({"kind": "APIService", "metadata": metadata, "spec": spec})
 
 
 def live(cluster, name):
@@ -49,6 +52,14 @@ async def test_it_registers_wherever_nobody_has():
     } == made["spec"]
     assert [OWNER] == made["metadata"]["ownerReferences"]
     assert 100 == live(cluster, OLD)["spec"]["versionPriority"]
+
+
+async def test_external_metrics_may_be_left_to_others():
+    """Neither asked for nor written, so that who comes later finds the place free."""
+    cluster = FakeCluster()
+    registration = ApiRegistration(cluster, "system", "ms", external=False)
+    assert {CUSTOM: OURS, OLD: OURS} == await registration.register(b"PEM", OWNER)
+    assert ("APIService", None, EXTERNAL) not in cluster.objects
 
 
 @pytest.mark.parametrize(
@@ -133,3 +144,38 @@ async def test_the_owner_is_the_release_s_cluster_role():
         "name": "ms",
         "uid": "u-1",
     } == await a_registration(cluster).owner()
+
+
+ADAPTER = {"namespace": "monitoring", "name": "prometheus-adapter"}
+ADAPTERS = "Service monitoring/prometheus-adapter"
+
+
+async def test_hpas_ask_nobody_where_nobody_has_registered():
+    """What is missing is named by the version that we would register."""
+    assert MetricsApi(CUSTOM, "") == await read_metrics_api(FakeCluster())
+
+
+async def test_hpas_ask_by_the_preferred_version():
+    """Ours beside an adapter that knows the older one only; or one that comes before us."""
+    cluster = FakeCluster()
+    claim(cluster, OLD, ADAPTER)
+    assert MetricsApi(OLD, ADAPTERS) == await read_metrics_api(cluster)
+    await a_registration(cluster).register(b"PEM", OWNER)
+    assert MetricsApi(CUSTOM, "Service system/ms", ours=True) == await read_metrics_api(cluster)
+    claim(cluster, OLD, ADAPTER, priority=300)
+    assert MetricsApi(OLD, ADAPTERS) == await read_metrics_api(cluster)
+
+
+async def test_who_takes_over_ours_is_its_owner_though_our_labels_stay():
+    """As with `kubectl apply` of an adapter's APIService over ours."""
+    cluster = FakeCluster()
+    await a_registration(cluster).register(b"PEM", OWNER)
+    live(cluster, CUSTOM)["spec"]["service"] = ADAPTER
+    assert MetricsApi(CUSTOM, ADAPTERS) == await read_metrics_api(cluster)
+
+
+async def test_who_may_not_look_says_nothing():
+    """Where the chart made no right to it."""
+    cluster = FakeCluster()
+    cluster.failures["get", "APIService"] = [Forbidden("apiservices")]
+    assert await read_metrics_api(cluster) is None

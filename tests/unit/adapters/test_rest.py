@@ -182,6 +182,28 @@ async def test_unreachable_server_and_nonsense_are_unavailable(server, cluster):
         await cluster.get(POD, "team", "p")
 
 
+@pytest.mark.parametrize(
+    ("expected", "answer"),
+    [
+        ((1, 37), {"major": "1", "minor": "37", "gitVersion": "v1.37.1"}),
+        ((1, 35), {"major": "1", "minor": "35+"}),
+    ],
+)
+async def test_version_of_the_server(server, cluster, expected, answer):
+    """Providers add signs to it."""
+    server.answer = lambda _: web.json_response(answer)
+    assert expected == await cluster.server_version()
+    assert ("GET", "/version", "") == server.requests[-1]
+
+
+@pytest.mark.parametrize("answer", [{}, {"major": "1", "minor": ""}, ["1", "37"]])
+async def test_server_that_does_not_say_its_version(server, cluster, answer):
+    """Callers have one kind of error to think of."""
+    server.answer = lambda _: web.json_response(answer)
+    with pytest.raises(ports.Unavailable):
+        await cluster.server_version()
+
+
 async def test_delete_of_what_is_gone_is_done(server, cluster):
     """And names the uid it means."""
     server.answer = lambda _: status(404)

@@ -14,8 +14,9 @@ from llmservice.cli import main
 from llmservice.cli.judge import read_guardrails
 from llmservice.core.judge.checks import compile_guardrails
 from llmservice.core.judge.judge import judge
-from llmservice.core.judge.state import JudgeState, dump_state, load_state
+from llmservice.core.judge.state import JudgeState
 from llmservice.core.judge.trace import Request, cut_windows
+from tests.unit.core.judge.traffic import handed_over
 
 HEADER = "seconds,track,ttft_seconds,latency_seconds,error\n"
 GUARDRAILS = """\
@@ -227,8 +228,7 @@ def test_replay_is_the_judge(run):
     )
     state = JudgeState()
     for _, window in cut_windows(requests, 30):
-        handed_over = load_state(json.loads(json.dumps(dump_state(state))))
-        state, decision = judge(rules, handed_over, window)
+        state, decision = judge(rules, handed_over(state), window)
         if decision.verdict != "inconclusive":
             break
 
@@ -238,24 +238,13 @@ def test_replay_is_the_judge(run):
 GOOD = "1,stable,0.1,1,0\n"
 BAD_TRACES = [
     ("", "line 1: no column seconds: the first line must name seconds,track,"),
-    (HEADER, "line 2: no request in it"),
-    ("seconds,track,ttft_seconds,error\n", "line 1: no column latency_seconds"),
-    (HEADER.strip() + ",error\n", "line 1: more than one column error"),
     (HEADER + GOOD + "2,canary,fast,1,0\n", "line 3: ttft_seconds: 'fast' is not a number"),
-    (HEADER + "x,canary,1,1,0\n", "line 2: seconds: 'x' is not a number"),
-    (HEADER + "1_0,canary,1,1,0\n", "line 2: seconds: '1_0' is not a number"),
-    (HEADER + "nan,canary,1,1,0\n", "line 2: seconds: 'nan' is not a number"),
     (HEADER + "1,canary,1,inf,0\n", "line 2: latency_seconds: 'inf' is not a number"),
     (HEADER + "1,canary,,1,0\n", "line 2: ttft_seconds: '' is not a number"),
     (HEADER + "1,canary,-1,1,0\n", "line 2: ttft_seconds: '-1' is less than nothing"),
     (HEADER + "1,blue,1,1,0\n", "line 2: track: 'blue' is not stable or canary"),
     (HEADER + "1,canary,1,1,2\n", "line 2: error: '2' is not 0, 1, true or false"),
     (HEADER + "5,stable,1,1,0\n" + GOOD, "line 3: seconds: 1 comes after 5: sort the trace"),
-    (HEADER + "1,stable,1,1\n", "line 2: 4 fields where the header has 5"),
-    (HEADER + GOOD + '"\n' * 3, "line 4: 1 fields where the header has 5"),
-    (HEADER + "1,stable,1,1," + "0" * 200_000, "line 2: field larger than field limit"),
-    (HEADER.encode() + b"1,st\xffable,1,1,0\n", "line 2: track: 'st\\\\xffable' is not"),
-    (HEADER + "1,stable," + "9" * 100 + "x,1,0\n", "9999...' is not a number"),
 ]
 
 
@@ -304,8 +293,6 @@ def test_missing_files_are_named(capsys, tmp_path):
     assert "no.csv: No such file" in capsys.readouterr().err
     assert 1 == main(["judge", "replay", "no.csv", "--guardrails", "no.yaml"])
     assert "no.yaml: No such file" in capsys.readouterr().err
-    assert 1 == main(["judge", "replay", str(tmp_path), "--guardrails", str(rules)])
-    assert "Is a directory" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", ["--window=0", "--window=x", "--window=nan", "--bake=-1"])
@@ -315,13 +302,3 @@ def test_wrong_seconds_are_wrong_usage(option):
         main(["judge", "replay", "x", "--guardrails", "x", option])
 
     assert 2 == caught.value.code
-
-
-def test_trace_from_standard_input(run, monkeypatch, capsys, tmp_path):
-    """``-``, so that a week of compressed traffic can be piped."""
-    rules = tmp_path / "rules.yaml"
-    rules.write_text(GUARDRAILS, encoding="utf-8")
-    monkeypatch.setattr("sys.stdin", io.StringIO(trace(slower=2)))
-
-    assert 0 == main(["judge", "replay", "-", "--guardrails", str(rules)])
-    assert capsys.readouterr().out.startswith("abort at ")

@@ -470,7 +470,7 @@ def test_json_of_the_table(capsys: Out, tmp_path: Path) -> None:
         ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000"),
         ({"layer_types": ["strange"] * 8}, "layer_types has 'strange'"),
         ({"layer_types": ["full_attention"]}, "layer_types names 1 layers"),
-        ({"compress_ratios": [4]}, "not modelled"),
+        ({"compress_ratios": [4]}, "not modeled"),
         ({"text_config": "no"}, "text_config must be an object"),
     ],
 )

@@ -139,12 +139,12 @@ class _Terminal(io.StringIO):
         return True
 
 
-def test_a_terminal_gets_colour_unless_it_says_no(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The phase is coloured by verdict; NO_COLOR is honoured (https://no-color.org)."""
+def test_a_terminal_gets_color_unless_it_says_no(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The phase is colored by verdict; NO_COLOR is honored (https://no-color.org)."""
     service = {"metadata": {"name": "qwen", "generation": 1}}
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setattr("sys.stdout", _Terminal())
-    assert status._coloured("text", service) == "\033[33mtext\033[0m"
+    assert status._colored("text", service) == "\033[33mtext\033[0m"
 
     monkeypatch.setenv("NO_COLOR", "1")
-    assert status._coloured("text", service) == "text"
+    assert status._colored("text", service) == "text"

@@ -64,19 +64,6 @@ class FakeCluster:
         return plan
 
 
-def roll(cluster, wanted, policy=None):
-    """Run until complete; returns the plans."""
-    policy = policy or RolloutSpec()
-    plans, replacing = [], False
-    for _ in range(40 * max(1, wanted)):
-        plan = cluster.step("new", wanted, policy, replacing)
-        plans.append(plan)
-        replacing = plan.capacity is Capacity.Replace
-        if plan.complete:
-            return plans
-    raise AssertionError(f"never completed: {cluster}")
-
-
 @given(wanted=st.integers(0, 12), spare=st.integers(1, 12))
 def test_surge_never_serves_with_less(wanted, spare):
     """With a spare place, at least the wanted number of pods is ready at every moment."""

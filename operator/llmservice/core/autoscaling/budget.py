@@ -192,7 +192,7 @@ def bounds_within(claim: Claim, others: Iterable[Claim], budgets: Sequence[Budge
     sharers = _sharers(claims, budgets)
     shares = _shares(sharers, budgets)
     replicas = _reachable(sharers, budgets, shares)[claim.service]
-    return Bound(replicas, _message(claim, replicas, mine, sharers))
+    return Bound(replicas, _message(claim, replicas, mine, sharers, shares))
 
 
 def share_a_budget(one: Claim, other: Claim, budgets: Iterable[Budget]) -> bool:
@@ -334,34 +334,42 @@ def _is_settled(budget: Budget, claims: Iterable[Claim]) -> bool:
 
 
 def _message(
-    claim: Claim, replicas: int, mine: Sequence[Budget], sharers: Mapping[str, _Sharer]
+    claim: Claim,
+    replicas: int,
+    mine: Sequence[Budget],
+    sharers: Mapping[str, _Sharer],
+    shares: Mapping[str, int],
 ) -> str:
     missing = (claim.need - replicas) * claim.devices
     if missing <= 0:
         return ""
     own = claim.devices * max(replicas, claim.replicas, claim.pods)
-    held = {
-        budget.name: {
-            name: each.claim.held
+    others = {
+        budget.name: [
+            each.claim
             for name, each in sharers.items()
             if budget.name in each.budgets and name != claim.service
-        }
+        ]
         for budget in mine
     }
-    used_up = [b for b in mine if b.devices - own - sum(held[b.name].values()) < claim.devices]
-    why = "; ".join(_used_up(budget, held[budget.name]) for budget in used_up or mine)
+    rooms = {b.name: b.devices - own - sum(c.held for c in others[b.name]) for b in mine}
+    used_up = [budget for budget in mine if rooms[budget.name] < claim.devices]
+    why = "; ".join(_used_up(b, others[b.name], shares) for b in used_up or mine)
     message = f"waits for {missing} {claim.resource} of {why}"
     if replicas < claim.least:
         return f"minReplicas {claim.least} does not fit: {message}"
     return message
 
 
-def _used_up(budget: Budget, held: Mapping[str, int]) -> str:
-    """Who has how many, the greatest first."""
-    most = sorted((-devices, service) for service, devices in held.items() if devices)
+def _used_up(budget: Budget, others: Sequence[Claim], shares: Mapping[str, int]) -> str:
+    """Who has how many, the greatest first; while nobody has any, who is about to."""
+    verb, devices_of = "holds", {claim.service: claim.held for claim in others}
+    if not any(devices_of.values()):
+        verb, devices_of = "gets", {c.service: c.devices * shares[c.service] for c in others}
+    most = sorted((-devices, service) for service, devices in devices_of.items() if devices)
     named = [f"{service} {-devices}" for devices, service in most[:_NAMED]]
     if named:
-        named[0] = named[0].replace(" ", " holds ")
+        named[0] = named[0].replace(" ", f" {verb} ")
     if len(most) > _NAMED:
         named.append(f"{len(most) - _NAMED} others {-sum(devices for devices, _ in most[_NAMED:])}")
     holders = ", ".join(named) or "others hold none"

@@ -57,7 +57,7 @@ class ScalingRules:
     """Kubernetes takes 0 to 3600."""
     select_policy: Select = Select.Max
     tolerance: float = 0.1
-    """Relative distance from the target that changes nothing. In ``behavior`` since 1.37 (stable);
+    """Relative distance from the target that changes nothing. In ``behavior`` since 1.35 (beta);
     before, one value for the whole cluster, 0.1 by default."""
 
 

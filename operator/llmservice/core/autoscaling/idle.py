@@ -40,7 +40,7 @@ def rest(observed: Observed, wish: AutoscalingSpec, size: int, *, at_rest: bool)
     if wish.min_replicas > 0:
         return Rest(size)
     pause = WATCH_SECONDS if size else WAKE_SECONDS
-    routers = [pod for pod in observed.routers if pod.ready and not pod.deleting and pod.address]
+    routers = [pod for pod in observed.routers if pod.is_reachable]
     reports = [_report(observed, pod, pause) for pod in routers]
     ask = tuple(_questions(observed, routers, pause))
     if size == 0:

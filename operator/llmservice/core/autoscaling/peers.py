@@ -7,7 +7,7 @@ with buckets, which are plain means here.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from llmservice.core.autoscaling import policy
 from llmservice.core.autoscaling.hpa import ExternalMetric, HpaSpec, PodsMetric, Readings
@@ -20,7 +20,6 @@ from llmservice.core.autoscaling.policy import (
     LLMServicePolicy,
     Sample,
     View,
-    mean,
 )
 from llmservice.core.autoscaling.simulation import Scenario
 
@@ -123,7 +122,7 @@ class KubeAI:
     def decide(self, view: View) -> int:
         """Up at once, down after so many decisions for down in a row."""
         self._history = [*self._history[1:], float(view.in_flight)]
-        wanted = self._bounds.clamp(mean(self._history) / self._target)
+        wanted = self._bounds.clamp(_mean(self._history) / self._target)
         if wanted >= view.replicas:
             self._downs = 0
             return wanted
@@ -171,7 +170,7 @@ class AIBrixApa(_AIBrix):
     """The current mean over the target, outside a tolerance (algorithm/apa.go)."""
 
     def _wish(self, view: View, samples: list[Sample]) -> float:
-        use = mean([sample.kv_usage for sample in samples]) / self._TARGET
+        use = _mean([sample.kv_usage for sample in samples]) / self._TARGET
         pending = max(0, view.replicas - len(samples))
         # applyPendingReplicaGuard: who does not report yet damps either direction.
         if use > 1:
@@ -216,7 +215,7 @@ class AIBrixKpa(_AIBrix):
         return self._panic_pods
 
     def _desired(self, since: float) -> float:
-        return math.ceil(mean([t for at, t in self._totals if at > since]) / self._TARGET)
+        return math.ceil(_mean([t for at, t in self._totals if at > since]) / self._TARGET)
 
 
 POLICIES: Mapping[str, Callable[[Bounds, Calibration], Autoscaler]] = {
@@ -238,3 +237,7 @@ def fresh_policy(name: str, scenario: Scenario) -> Autoscaler:
         Bounds(scenario.min_replicas, scenario.max_replicas),
         Calibration(engine.max_num_seqs, engine.cold_start_seconds),
     )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

@@ -14,7 +14,6 @@ what renders an HPA.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -49,7 +48,7 @@ DEAD_BAND = 0.25
 """Loads that much under 1 are 1 as well. With one replica less the batches of the others grow, each
 request takes longer, and more are in flight than were moved: what led to a removal would lead back,
 for ever. The band is in the metric because a tolerance of the HPA measures the mean only, and
-servers before 1.37 have none to set."""
+servers before 1.35 have none to set."""
 WAITING_SHARE = 0.5
 """Of the concurrency, waiting for each pod: gone in half the time that one request takes."""
 
@@ -220,8 +219,3 @@ class LLMServicePolicy(HpaAutoscaler):
         concurrency = self._calibration.concurrency
         loads = {pod.name: load(sample, concurrency) for pod, sample in view.sampled}
         return {**super().read(view), LOAD_METRIC: loads}
-
-
-def mean(values: Sequence[float]) -> float:
-    """The mean; 0 of nothing."""
-    return sum(values) / len(values) if values else 0.0

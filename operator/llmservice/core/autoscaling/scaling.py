@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from llmservice.api.v1alpha1 import AutoscalingSpec
 from llmservice.core.autoscaling.policy import Bounds
 from llmservice.core.canary.state import AT_REST, FULL, Rollout
-from llmservice.core.observed import AutoscalerFacts, DeploymentFacts
+from llmservice.core.observed import AutoscalerFacts, DeploymentFacts, Observed
+from llmservice.core.status import Reason
 
 _HALF = FULL // 2
 """A stable revision that has less of the traffic is not sized by it: with every percent that it
@@ -31,8 +32,9 @@ _LIMITS = {
     "TooManyReplicas": "more replicas than maxReplicas are wanted: raise it if devices are free",
     "TooFewReplicas": "as few replicas as minReplicas allows",
 }
+_NO_METRICS = "FailedGetPodsMetric"
 _FIXES = {
-    "FailedGetPodsMetric": "nothing is scaled down until there are metrics again: are engine pods"
+    _NO_METRICS: "nothing is scaled down until there are metrics again: are engine pods"
     " running, and does `kubectl get apiservice v1beta2.custom.metrics.k8s.io` say Available and"
     " name who is to serve them, this operator's metrics server or Prometheus Adapter?",
     "FailedGetExternalMetric": "nothing is scaled down until there are metrics again: does"
@@ -40,6 +42,18 @@ _FIXES = {
     "AmbiguousSelector": "another HorizontalPodAutoscaler counts the same pods: delete it",
     "ScalingDisabled": "the Deployment was set to zero pods by hand: set it to one",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class MetricsApi:
+    """Who serves metrics of pods to the HPAs of the cluster."""
+
+    api_service: str
+    """Name of the APIService by which HPAs ask."""
+    owner: str
+    """To whom it leads, in words; empty where nobody has registered."""
+    ours: bool = False
+    """To a metrics server of this operator."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,11 +144,47 @@ def of_canary(wish: AutoscalingSpec, rollout: Rollout, pods: Mapping[str, int]) 
     return Scaling(sized, rollout.stable if leads and rollout.stable in sized else None)
 
 
-def autoscaler_condition(facts: AutoscalerFacts | None) -> tuple[str, str, str]:
-    """Status, reason and message of ``AutoscalingReady`` for the revision that leads."""
+def misses_metrics(observed: Observed) -> bool:
+    """Whether an HPA of the service lacks metrics that our metrics server is to serve."""
+    wish = observed.service.spec.get("autoscaling") or {}
+    return wish.get("provider", "Builtin") == "Builtin" and any(
+        child.autoscaler is not None and _is_without_metrics(child.autoscaler)
+        for child in observed.children.values()
+    )
+
+
+def autoscaler_condition(
+    facts: AutoscalerFacts | None, api: MetricsApi | None = None
+) -> tuple[str, str, str]:
+    """Status, reason and message of ``AutoscalingReady`` for the revision that leads.
+
+    Args:
+        facts: what its HPA says.
+        api: where our metrics server is to serve, and it is known who does.
+    """
     if facts is None or facts.active is None:
         return "Unknown", "AutoscalerStarting", "the HorizontalPodAutoscaler has not decided yet"
     if facts.active:
         return "True", facts.limited or "Scaling", _LIMITS.get(facts.limited, "metrics are read")
+    if api is not None and not api.ours and _is_without_metrics(facts):
+        return "False", *_not_ours(api)
     fix = _FIXES.get(facts.reason, "see the HorizontalPodAutoscaler with kubectl describe hpa")
     return "False", facts.reason or "ScalingInactive", f"{facts.message[:2048]}; {fix}"
+
+
+def _is_without_metrics(facts: AutoscalerFacts) -> bool:
+    return facts.active is False and facts.reason == _NO_METRICS
+
+
+def _not_ours(api: MetricsApi) -> tuple[str, str]:
+    """Reason and message: the HPA tells what it missed, but not whom to ask about it."""
+    if api.owner:
+        return Reason.MetricsAPITaken, (
+            f"APIService {api.api_service} belongs to {api.owner}, and this operator's metrics"
+            " server takes nothing from others; nothing is scaled down until there are metrics:"
+            " remove that adapter, or set spec.autoscaling.provider to PrometheusAdapter or KEDA"
+        )
+    return Reason.MetricsAPIMissing, (
+        f"nobody has registered APIService {api.api_service}; nothing is scaled down until there"
+        " are metrics: is this operator's metrics server installed, and are its pods ready?"
+    )

@@ -44,7 +44,7 @@ from llmservice.core.canary.state import (
     Phase,
     Rollout,
     dump_rollout,
-    load_rollout,
+    read_rollout,
 )
 from llmservice.core.canary.traffic import wanted_traffic
 from llmservice.core.canary.view import Verb, View
@@ -189,7 +189,7 @@ def last_spec(observed: Observed) -> Mapping[str, Any] | None:
 
     The stored one may be refused by now; a canary must not be left alone with its traffic for that.
     """
-    rollout = load_rollout(observed.service.status.get("rollout", {}).get("state"))
+    rollout = read_rollout(observed.service.status)
     if rollout is None or not rollout.spec:
         return None
     try:
@@ -233,7 +233,7 @@ def summary(course: Course) -> str:
 
 def _read(subject: Subject) -> Rollout | None:
     status = subject.observed.service.status
-    kept = load_rollout(status.get("rollout", {}).get("state"))
+    kept = read_rollout(status)
     under_way = kept is not None and kept.phase not in AT_REST
     if router_of(subject.spec) == "None" and not under_way:
         return None
@@ -343,9 +343,18 @@ def _trouble(rollout: Rollout, observed: Observed) -> str:
             found = health.diagnose_pod(observed, pod)
             why = f": {found.message}" if found else ""
             return f"{pod.name} restarted {_restarts(pod)} times{why}"
-    if served and not any(pod.ready for pod in pods):
+    if served and not any(pod.ready or _is_out_of_reach(pod) for pod in pods):
         return "no pod of the canary is ready any more"
     return ""
+
+
+def _is_out_of_reach(pod: PodFacts) -> bool:
+    """Whether its node does not answer, and its engine was ready when it last did.
+
+    A kubelet says the same of both. While a node is silent Kubernetes changes the pod's condition
+    alone (pkg/controller/util/node: MarkPodsNotReady), and takes the pod away some minutes later.
+    """
+    return not pod.ready and pod.container is not None and pod.container.ready
 
 
 def _note_served(rollout: Rollout, observed: Observed) -> Rollout:

@@ -77,7 +77,7 @@ def look(rollout: Rollout, observed: Observed, policy: RolloutSpec) -> Look:
 
 def ready_routers(observed: Observed) -> list[PodFacts]:
     """Routers that clients reach."""
-    return [pod for pod in observed.routers if pod.ready and not pod.deleting and pod.address]
+    return [pod for pod in observed.routers if pod.is_reachable]
 
 
 def routers_behind(observed: Observed, version: str, since: datetime | None) -> str:
@@ -236,7 +236,7 @@ def _due(rollout: Rollout, policy: RolloutSpec) -> datetime:
 
 def _serving(observed: Observed, *revisions: str | None) -> Iterator[PodFacts]:
     for pod in observed.pods:
-        if pod.revision in revisions and pod.ready and not pod.deleting and pod.address:
+        if pod.revision in revisions and pod.is_reachable:
             yield pod
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from llmservice.core.canary.state import AT_REST, Phase, Rollout, load_rollout, seconds_since
+from llmservice.core.canary.state import AT_REST, Phase, Rollout, read_rollout, seconds_since
 
 NOTICE_SECONDS = 5.0
 """So long a rollout shows that it wants to begin, lest two that begin at once overlook each other:
@@ -41,8 +41,7 @@ class Place:
 
 def place_of(service: str, status: Mapping[str, Any]) -> Place | None:
     """The place of a service, by its status; None while it has no rollout under way."""
-    told = status.get("rollout")
-    rollout = load_rollout(told.get("state")) if isinstance(told, Mapping) else None
+    rollout = read_rollout(status)
     if rollout is None or rollout.phase in AT_REST:
         return None
     began = rollout.began or rollout.since

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from pydantic.alias_generators import to_camel
@@ -204,6 +204,12 @@ def load_rollout(value: object) -> Rollout | None:
         return _ADAPTER.validate_json(value)
     except ValidationError:
         return None
+
+
+def read_rollout(status: Mapping[str, Any]) -> Rollout | None:
+    """The rollout of a service by its status; None while it has none, or none that is ours."""
+    told = status.get("rollout")
+    return load_rollout(told.get("state")) if isinstance(told, Mapping) else None
 
 
 def seconds_since(moment: datetime, now: datetime) -> float:

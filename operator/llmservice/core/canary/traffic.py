@@ -61,6 +61,7 @@ def wanted_traffic(
         limits=Limits(body_bytes=said.max_body_bytes),
         routers=said.router_replicas,
         max_waiting=said.queue.max_waiting,
+        max_wait_seconds=said.queue.max_wait_seconds,
         hold_seconds=_hold_seconds(spec),
     )
     return replace(traffic, version=content_hash(format_traffic(traffic)))

@@ -2,18 +2,19 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
+from pydantic import ConfigDict, Field, with_config
 from pydantic.alias_generators import to_camel
 
 from llmservice.core.judge.counts import Histogram, Tokens
 
 _Amount = Annotated[float, Field(ge=0)]
-_STRICT = ConfigDict(allow_inf_nan=False, extra="forbid", alias_generator=to_camel)
+_LENIENT = ConfigDict(allow_inf_nan=False, extra="ignore", alias_generator=to_camel)
+"""What a newer operator kept besides is no reason to forget the rollout that this belongs to."""
 
 
-@with_config(_STRICT)
+@with_config(_LENIENT)
 @dataclass(frozen=True, slots=True)
 class Tally:
     """The evidence of one check. Stable's numbers are of windows in which the canary served."""
@@ -35,7 +36,7 @@ class Tally:
     """Sum over windows of bad requests squared over requests."""
 
 
-@with_config(_STRICT)
+@with_config(_LENIENT)
 @dataclass(frozen=True, slots=True)
 class JudgeState:
     """All evidence on one canary."""
@@ -52,20 +53,3 @@ class JudgeState:
     """Of windows of this step in which both tracks were heard and the canary served."""
     stable_tokens: Tokens = field(default_factory=Tokens)
     """Of the same windows."""
-
-
-_ADAPTER = TypeAdapter(JudgeState)
-
-
-def dump_state(state: JudgeState) -> dict[str, Any]:
-    """The state as JSON values; :func:`load_state` gives back exactly the same state."""
-    dumped: dict[str, Any] = _ADAPTER.dump_python(state, mode="json", by_alias=True)
-    return dumped
-
-
-def load_state(value: object) -> JudgeState | None:
-    """The state that was dumped, or None for what is none: then judging starts anew."""
-    try:
-        return _ADAPTER.validate_python(value)
-    except ValidationError:
-        return None

@@ -2,9 +2,9 @@
 
 ::
 
-    catalog, config.json, architecture ──> model.ModelShape ──> weights.weights_per_device
+    catalog, config.json, architecture ──> model.ModelShape ──> weights.weights_of
     gpu facts                          ──> devices.Device   ──> overhead.overhead
-    knobs, vLLM version                ──> plan.plan        ──> kv_cache.capacity
+    knobs, vLLM version                ──> plan.plan        ──> kv_cache.Pool
                                              |
                                              v
                                Plan | Infeasible | Unplanned

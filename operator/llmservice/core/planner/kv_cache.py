@@ -3,7 +3,7 @@
 Source: vLLM 0.32 ``v1/kv_cache_interface.py`` (pages, blocks of one request) and
 ``v1/core/kv_cache_utils.py`` (groups, blocks of the pool, capacity). All layers share one pool of
 blocks; layers whose cache grows alike are cut into groups of equally many layers, and a request
-takes blocks for each group. ``tests/planner`` holds vectors from the real allocator.
+takes blocks for each group. The unit tests hold vectors from the real allocator.
 """
 
 from collections.abc import Iterable, Sequence

@@ -250,7 +250,7 @@ class _Reader:
         if self.text.get("compress_ratios"):
             raise UnreadableConfigError(
                 f"{self.model_type or 'this architecture'} compresses its KV cache in a way that is"
-                " not modelled"
+                " not modeled"
             )
         own = layers - self.optional("num_kv_shared_layers", default=0)
         if own < 1:

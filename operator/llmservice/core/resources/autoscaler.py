@@ -54,6 +54,8 @@ def build_autoscaler(
     revision: Revision,
     autoscaled: Autoscaled,
     cold_start_seconds: float | None,
+    *,
+    tolerances: bool = False,
 ) -> Manifest:
     """What sizes one revision: an HPA, or a ScaledObject for provider KEDA.
 
@@ -63,6 +65,7 @@ def build_autoscaler(
         revision: its Deployment is the target.
         autoscaled: bounds, and the share of the traffic that it is sized for.
         cold_start_seconds: as measured; None if nobody knows.
+        tolerances: the cluster lets an HPA have its own.
     """
     calibration = _calibrate(service, wish, revision, autoscaled, cold_start_seconds)
     waiting = wish.waiting_per_replica
@@ -79,7 +82,7 @@ def build_autoscaler(
         spec = _scaled_object(policy, calibration, wish.prometheus_url or "", pods)
     else:
         api_version, kind = "autoscaling/v2", AUTOSCALER_KIND
-        spec = _hpa(policy, calibration)
+        spec = _hpa(policy, calibration, tolerances=tolerances)
     header = revision_header(service, api_version, kind, revision.hash)
     return {**header, "spec": {"scaleTargetRef": target, **spec}}
 
@@ -135,12 +138,12 @@ def load_query(pods: str, concurrency: str) -> str:
     return f"clamp_max({fuller} / {1 - DEAD_BAND}, 1) + clamp_min({fuller} - 1, 0)"
 
 
-def _hpa(policy: HpaSpec, calibration: Calibration) -> dict[str, Any]:
+def _hpa(policy: HpaSpec, calibration: Calibration, *, tolerances: bool) -> dict[str, Any]:
     return {
         "minReplicas": policy.min_replicas,
         "maxReplicas": policy.max_replicas,
         "metrics": [_metric(each, calibration) for each in policy.metrics],
-        "behavior": _behavior(policy),
+        "behavior": _behavior(policy, tolerances=tolerances),
     }
 
 
@@ -201,14 +204,17 @@ def _metric(metric: PodsMetric | ExternalMetric, calibration: Calibration) -> di
     return {"type": "Pods", "pods": {"metric": identifier, "target": target}}
 
 
-def _behavior(policy: HpaSpec) -> dict[str, Any]:
-    return {"scaleUp": _rules(policy.scale_up), "scaleDown": _rules(policy.scale_down)}
+def _behavior(policy: HpaSpec, *, tolerances: bool = False) -> dict[str, Any]:
+    directions = {"scaleUp": policy.scale_up, "scaleDown": policy.scale_down}
+    return {name: _rules(each, tolerances=tolerances) for name, each in directions.items()}
 
 
-def _rules(rules: ScalingRules) -> dict[str, Any]:
-    # Tolerances are left to the server: those before 1.37 drop the field, and the dead band that
-    # they are for is in the load metric itself.
+def _rules(rules: ScalingRules, *, tolerances: bool) -> dict[str, Any]:
+    # What the policy was simulated with, whatever the cluster's own default was set to. It is that
+    # of Kubernetes: 0.2 on the way up doubles the misses of slow traces, 0 costs up to 9 % more
+    # GPU-hours; on the way down the dead band of the load metric leaves it little to do.
     return {
+        **({"tolerance": _quantity(rules.tolerance)} if tolerances else {}),
         "stabilizationWindowSeconds": rules.stabilization_window_seconds,
         "selectPolicy": str(rules.select_policy),
         "policies": [

@@ -39,6 +39,7 @@ up counts nowhere. Only a request that no engine connects to is counted more tha
 attempt, and with the 503 that the client gets."""
 
 _GATE, _WAITING, _HANDED = "gate", "upstream_rq_pending_active", "upstream_cx_active"
+_BEGUN, _RUNNING = "upstream_rq_total", "upstream_rq_active"
 _AT_A_GATE = {
     _WAITING: ("upstream_rq_pending_active",),
     "upstream_rq_pending_overflow": ("upstream_rq_completed", "upstream_rq_5xx"),
@@ -52,7 +53,7 @@ COUNTERS = r"^cluster\.(?:(?:share|track)-[^.]+\.(?:{})|{}-[^.]+\.(?:{}))$".form
     "|".join(_AT_A_GATE),
 )
 """Regular expression of the counters that :func:`count_tracks` needs, by full name."""
-GATES = rf"^cluster\.{_GATE}-[^.]+\.(?:{_WAITING}|{_HANDED})$"
+GATES = rf"^cluster\.{_GATE}-[^.]+\.(?:{_WAITING}|{_HANDED}|{_BEGUN}|{_RUNNING})$"
 """The same for :func:`read_gates`."""
 
 Endpoints = Mapping[str, tuple[Endpoint, ...]]
@@ -133,6 +134,8 @@ class Gate:
     waiting: int
     handed: int
     """Requests that have passed it and are not answered yet."""
+    ended: int = 0
+    """Requests that have passed it since Envoy started, and are over."""
 
 
 def read_gates(stats: Mapping[str, int]) -> dict[str, Gate]:
@@ -142,13 +145,15 @@ def read_gates(stats: Mapping[str, int]) -> dict[str, Gate]:
         stats: Envoy's counters that match :data:`GATES`.
     """
     clusters = {name.split(".")[1] for name in stats}
-    return {
-        cluster.partition("-")[2]: Gate(
-            stats.get(f"cluster.{cluster}.{_WAITING}", 0),
-            stats.get(f"cluster.{cluster}.{_HANDED}", 0),
-        )
-        for cluster in sorted(clusters)
-    }
+    return {cluster.partition("-")[2]: _gate(stats, cluster) for cluster in sorted(clusters)}
+
+
+def _gate(stats: Mapping[str, int], cluster: str) -> Gate:
+    waiting, handed, begun, running = (
+        stats.get(f"cluster.{cluster}.{counter}", 0)
+        for counter in (_WAITING, _HANDED, _BEGUN, _RUNNING)
+    )
+    return Gate(waiting, handed, begun - running)
 
 
 def stuck_gates(gates: Mapping[str, Gate], traffic: Traffic) -> dict[str, int]:

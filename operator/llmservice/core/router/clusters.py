@@ -115,7 +115,8 @@ def build_runtime(traffic: Traffic) -> Json:
             layer[f"{breakers}.max_connections"] = limit
             # Who is handed on waits for a moment, too. And where a full queue has to notice that
             # the limit rose, there is room for the request that makes it look.
-            layer[f"{breakers}.max_pending_requests"] = traffic.max_waiting + limit
+            most = traffic.max_waiting + limit if track.waiting is None else track.waiting
+            layer[f"{breakers}.max_pending_requests"] = most
     return {
         "@type": f"{TYPE}.service.runtime.v3.Runtime",
         "name": ENGINES,

@@ -80,6 +80,10 @@ class Track:
     per_engine: Count | None = None
     """Requests that one engine is handed at most, by all routers together; the others wait in the
     routers, where they can still go to any engine. None hands on whatever comes."""
+    waiting: Count | None = None
+    """Requests that may wait in one router, with those that it is about to hand on, as fast as
+    they go now. Each router finds it out by itself (core/router/pace.py); None is as many as
+    ``max_waiting`` says."""
 
     @property
     def is_serving(self) -> bool:
@@ -129,6 +133,8 @@ class Traffic:
     max_waiting: Count = 1024
     """Requests that may wait in one router for the engines of a track, beside as many as it may
     hand on; the next gets 503."""
+    max_wait_seconds: Annotated[int, Field(ge=1, le=86_400)] = 600
+    """How long a newcomer may expect to wait; one that would wait for longer gets 503."""
 
     hold_seconds: Annotated[int, Field(ge=0, le=3600)] = 0
     """How long a request waits for the first engine while none is ready; 0 answers 503 at once."""
@@ -186,6 +192,12 @@ def format_traffic(traffic: Traffic) -> str:
     return _ADAPTER.dump_json(traffic, exclude_defaults=True).decode()
 
 
+def answering_track(traffic: Traffic, track: Track) -> Track | None:
+    """Whose engines answer the requests of a track: itself, or stable. None while nobody does."""
+    answering = track if track.is_serving else traffic.track(traffic.stable)
+    return answering if answering is not None and answering.is_serving else None
+
+
 def handed_limit(traffic: Traffic, track: Track) -> int | None:
     """Requests of a track that one router hands on at most; None is no limit.
 
@@ -194,8 +206,8 @@ def handed_limit(traffic: Traffic, track: Track) -> int | None:
     """
     if not traffic.is_serving:
         return 1 if traffic.holds else None
-    answering = track if track.is_serving else traffic.track(traffic.stable)
-    if answering is None or not answering.is_serving or answering.per_engine is None:
+    answering = answering_track(traffic, track)
+    if answering is None or answering.per_engine is None:
         return None
     return ceil(answering.ready * answering.per_engine / traffic.routers)
 
@@ -206,17 +218,8 @@ def check_traffic(traffic: Traffic) -> Traffic | RefusedTraffic:
     return RefusedTraffic(violations) if violations else traffic
 
 
-def refuse_shift(before: Traffic | None, after: Traffic) -> RefusedTraffic | None:
-    """Refuse to raise a weight on a track that has no ready engine.
-
-    A router that starts (``before`` is None) takes what is in force, as long as anything serves:
-    it must not stay away because a canary is just dying.
-    """
-    if before is None:
-        if any(track.is_serving for track in after.tracks if track.weight):
-            return None
-        message = "no track with a weight has a ready engine"
-        return RefusedTraffic((Violation("traffic.tracks", message),))
+def refuse_shift(before: Traffic, after: Traffic) -> RefusedTraffic | None:
+    """Refuse to raise a weight on a track that has no ready engine."""
     violations = []
     for index, track in enumerate(after.tracks):
         old = before.track(track.name)

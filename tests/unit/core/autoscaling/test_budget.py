@@ -426,6 +426,14 @@ def test_it_names_the_budget_that_is_used_up():
     assert "waits for 1 nvidia.com/gpu of budget team-a: others hold none, of 1" == bound.message
 
 
+def test_who_gives_way_is_told_to_whom():
+    """Also before the other one has anything."""
+    giving, urgent = claim("a/me", 2, wanted=2), claim("a/urgent")
+    bound = bounds_within(giving, [urgent], [budget(2)])
+
+    assert Bound(1, "waits for 1 nvidia.com/gpu of budget team-a: a/urgent gets 1, of 2") == bound
+
+
 def test_who_has_what_it_needs_waits_for_nobody():
     """Though it might have no more."""
     assert Bound(2, "") == bounds_within(claim("a/me", 2), [fixed("a/f", 2)], [budget(4)])

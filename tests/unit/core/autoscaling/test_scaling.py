@@ -3,7 +3,7 @@
 import pytest
 
 from llmservice.api.v1alpha1 import AutoscalingSpec
-from llmservice.core.autoscaling.scaling import autoscaler_condition, current_size
+from llmservice.core.autoscaling.scaling import MetricsApi, autoscaler_condition, current_size
 from llmservice.core.observed import AutoscalerFacts, DeploymentFacts
 
 WISH = AutoscalingSpec(min_replicas=2, max_replicas=8)
@@ -50,3 +50,31 @@ def test_condition(expected, facts):
     assert expected == (status, reason)
     assert message
     assert status != "False" or facts.message in message
+
+
+OURS = MetricsApi("v1beta2.custom.metrics.k8s.io", "Service llmservice/ms", ours=True)
+NOBODYS = MetricsApi("v1beta2.custom.metrics.k8s.io", "")
+TAKEN = MetricsApi("v1beta1.custom.metrics.k8s.io", "Service monitoring/prometheus-adapter")
+
+
+@pytest.mark.parametrize(
+    ("expected", "failure", "api"),
+    [
+        ("FailedGetPodsMetric", "FailedGetPodsMetric", None),
+        ("FailedGetPodsMetric", "FailedGetPodsMetric", OURS),
+        ("MetricsAPIMissing", "FailedGetPodsMetric", NOBODYS),
+        ("MetricsAPITaken", "FailedGetPodsMetric", TAKEN),
+        ("FailedGetScale", "FailedGetScale", TAKEN),
+    ],
+)
+def test_missing_metrics_are_told_with_who_serves_them(expected, failure, api):
+    """Where it is known; of any other failure the API's owner is innocent."""
+    condition = autoscaler_condition(AutoscalerFacts(False, failure, "words"), api)
+    assert ("False", expected) == condition[:2]
+
+
+def test_an_api_of_another_is_named_with_its_owner_and_the_way_out():
+    """Message of MetricsAPITaken."""
+    _, _, message = autoscaler_condition(AutoscalerFacts(False, "FailedGetPodsMetric"), TAKEN)
+    for words in (TAKEN.api_service, TAKEN.owner, "remove that adapter", "PrometheusAdapter"):
+        assert words in message

@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmservice.api.guardrails import Guardrail
+from llmservice.core.canary.state import load_rollout
 from llmservice.core.judge import judge as judge_module
 from llmservice.core.judge.counts import Counts, Tokens, Window
 from llmservice.core.judge.judge import Hold, Verdict, begin_step, judge, weigh
-from llmservice.core.judge.state import JudgeState, dump_state, load_state
+from llmservice.core.judge.state import JudgeState
 from tests.unit.core.judge.traffic import (
     ERRORS,
     ITL,
@@ -24,6 +25,8 @@ from tests.unit.core.judge.traffic import (
     checks,
     counts,
     draw,
+    dumped,
+    handed_over,
     judged,
     streamed,
     verdict_of,
@@ -415,7 +418,7 @@ def _one_fails(canary: Counts) -> Counts:
 def test_a_new_leader_continues(sequence, place):
     """Through JSON and back after any window, nothing differs."""
     first, _ = judged(ALL, sequence[:place])
-    resumed = load_state(json.loads(json.dumps(dump_state(first))))
+    resumed = handed_over(first)
 
     assert first == resumed
     assert judged(ALL, sequence)[0] == judged(ALL, sequence[place:], resumed)[0]
@@ -424,11 +427,11 @@ def test_a_new_leader_continues(sequence, place):
 def test_a_state_of_the_version_before_is_continued():
     """It knew nothing of tokens."""
     state, _ = judged(ALL, [*LOOKBACK, Window(USUAL, counts(50, 5))])
-    before = dump_state(state)
+    before = json.loads(dumped(state))
     for name in ("coldRequests", "canaryTokens", "stableTokens"):
-        del before[name]
+        del before["judge"][name]
 
-    assert state == load_state(before)
+    assert state == load_rollout(json.dumps(before)).judge
 
 
 @pytest.mark.parametrize(
@@ -439,12 +442,25 @@ def test_a_state_of_the_version_before_is_continued():
         {"canaryTokens": {"prompt": math.nan}},
         {"canaryRequests": math.nan},
         {"tallies": {"x": {"logRatio": math.inf}}},
-        {"tallies": {"x": {"surprise": 1}}},
     ],
 )
 def test_a_state_that_is_none_is_not_continued(value):
-    """Judging starts anew rather than from nonsense."""
-    assert load_state(value) is None
+    """Nor is the rollout: it starts anew rather than from nonsense."""
+    rollout = json.loads(dumped(JudgeState()))
+
+    assert load_rollout(json.dumps(rollout)) is not None
+    assert load_rollout(json.dumps(rollout | {"judge": value})) is None
+
+
+def test_what_a_newer_operator_kept_besides_is_no_nonsense():
+    """Who goes back to the version before keeps the rollout, its pause and its rejections."""
+    state, _ = judged(ALL, [*LOOKBACK, Window(USUAL, counts(50, 5))])
+    newer = json.loads(dumped(state))
+    newer["judge"]["surprise"] = 1
+    for tally in newer["judge"]["tallies"].values():
+        tally["surprise"] = 1
+
+    assert state == load_rollout(json.dumps(newer)).judge
 
 
 def test_an_edited_guardrail_starts_anew_and_others_go_on():

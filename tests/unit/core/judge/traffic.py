@@ -2,9 +2,11 @@
 
 import random
 from dataclasses import replace
+from datetime import UTC, datetime
 from functools import cache
 
 from llmservice.api.guardrails import Guardrail
+from llmservice.core.canary.state import Phase, Rollout, dump_rollout, load_rollout
 from llmservice.core.judge.checks import compile_guardrails
 from llmservice.core.judge.counts import Counts, Histogram, Tokens, Window
 from llmservice.core.judge.judge import Verdict, judge
@@ -61,6 +63,16 @@ def verdict_of(rules, windows):
         if decision.verdict is not Verdict.Inconclusive:
             break
     return decision.verdict, decision.canary_requests
+
+
+def dumped(state):
+    """The text in a status that has this state in it."""
+    return dump_rollout(Rollout(Phase.Judging, "a", datetime(2026, 1, 1, tzinfo=UTC), judge=state))
+
+
+def handed_over(state):
+    """The state as a new leader reads it."""
+    return load_rollout(dumped(state)).judge
 
 
 LOOKBACK = [Window(USUAL, NOTHING)] * 5

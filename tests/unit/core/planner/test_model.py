@@ -98,7 +98,7 @@ BAD = [
     ({**PLAIN, "layer_types": ["linear_attention"] * 32}, "linear_num_key_heads is missing"),
     ({**PLAIN, "text_config": 3}, "text_config must be an object"),
     ({**PLAIN, "num_kv_shared_layers": 32}, "num_kv_shared_layers must be below"),
-    ({**PLAIN, "compress_ratios": [4, 128]}, "not modelled"),
+    ({**PLAIN, "compress_ratios": [4, 128]}, "not modeled"),
     ({**PLAIN, "hybrid_override_pattern": "x"}, "draws no layer with a cache"),
 ]
 

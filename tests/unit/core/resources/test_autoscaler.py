@@ -41,11 +41,11 @@ def a_revision():
     return Revision("abc", 1, build_pod_template("mistral", "abc", spec, plan), plan.version)
 
 
-def built(wish=None, share=1.0, cold_start=None):
+def built(wish=None, share=1.0, cold_start=None, **changes):
     """What sizes the revision."""
     wish = wish or a_wish()
-    bounds = Bounds(wish.min_replicas, wish.max_replicas)
-    return build_autoscaler(SERVICE, wish, a_revision(), Autoscaled(bounds, share), cold_start)
+    sized = Autoscaled(Bounds(wish.min_replicas, wish.max_replicas), share)
+    return build_autoscaler(SERVICE, wish, a_revision(), sized, cold_start, **changes)
 
 
 def a_scaled_object(**changes):
@@ -102,6 +102,25 @@ def test_hpa_reads_two_metrics_of_each_pod():
         for each in spec["metrics"]
     ]
     assert (2, 9) == (spec["minReplicas"], spec["maxReplicas"])
+
+
+def tolerances(manifest):
+    """Of each direction; none where the server is to choose."""
+    behavior = manifest["spec"]["behavior"]
+    return {name: each["tolerance"] for name, each in behavior.items() if "tolerance" in each}
+
+
+def test_tolerances_are_those_of_the_simulated_policy_where_the_cluster_has_them():
+    """A cluster that was given another default does not change the policy."""
+    assert {} == tolerances(built())
+    found = tolerances(built(tolerances=True))
+    assert {"scaleUp": "100m", "scaleDown": "100m"} == found
+
+
+def test_keda_s_definition_may_not_know_tolerances():
+    """What it knows is no matter of the cluster's version."""
+    keda = a_wish(provider="KEDA", prometheusUrl=PROMETHEUS)
+    assert built(keda) == built(keda, tolerances=True)
 
 
 def test_adapter_gets_the_builtin_hpa():

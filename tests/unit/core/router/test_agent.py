@@ -148,10 +148,12 @@ def test_gates_are_read():
     stats = {
         "cluster.gate-stable.upstream_rq_pending_active": 8,
         "cluster.gate-stable.upstream_cx_active": 3,
+        "cluster.gate-stable.upstream_rq_total": 99,
+        "cluster.gate-stable.upstream_rq_active": 2,
         "cluster.gate-canary.upstream_rq_pending_active": 0,
         "cluster.gate-canary.upstream_cx_active": 1,
     }
-    assert {"stable": Gate(8, 3), "canary": Gate(0, 1)} == read_gates(stats)
+    assert {"stable": Gate(8, 3, 97), "canary": Gate(0, 1, 0)} == read_gates(stats)
     assert all(re.match(GATES, name) for name in stats)
 
 

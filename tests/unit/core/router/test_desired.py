@@ -7,6 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llmservice.api.v1alpha1 import LLMServiceSpec
+from llmservice.core.canary.traffic import wanted_traffic
 from llmservice.core.router.desired import (
     Affinity,
     Capacity,
@@ -64,6 +66,7 @@ traffics = st.builds(
     limits=st.builds(Limits, st.integers(1024, 1 << 20)),
     routers=st.integers(1, 9),
     max_waiting=st.integers(1, 5000),
+    max_wait_seconds=st.integers(1, 86_400),
     hold_seconds=st.integers(0, 99),
 )
 
@@ -196,11 +199,31 @@ def test_what_is_as_by_default_is_not_written():
     """An older router refuses names that it does not know."""
     text = format_traffic(SPLIT)
 
-    assert not {"routers", "max_waiting", "hold_seconds"} & json.loads(text).keys()
+    unsaid = {"routers", "max_waiting", "max_wait_seconds", "hold_seconds"}
+    assert not unsaid & json.loads(text).keys()
     assert "per_engine" not in text
     assert "per_engine" in format_traffic(
         a_traffic(replace(a_track("stable", 10_000, READY), per_engine=8))
     )
+
+
+@pytest.mark.parametrize("queue", [{}, {"maxWaiting": 7, "maxWaitSeconds": 60, "holdSeconds": 9}])
+def test_a_queue_is_as_the_service_says(queue):
+    """And what it leaves out is what the router takes by itself, so that it is not written."""
+    spec = LLMServiceSpec.model_validate(
+        {
+            "model": {"id": "org/model"},
+            "accelerator": {"resource": "nvidia.com/gpu"},
+            "traffic": {"queue": queue},
+        }
+    )
+    traffic = wanted_traffic("a", {"a": 100}, {}, {}, spec)
+
+    written = json.loads(format_traffic(traffic))
+    names = {"maxWaiting": "max_waiting", "maxWaitSeconds": "max_wait_seconds"}
+    names["holdSeconds"] = "hold_seconds"
+    said = {name: written[name] for name in names.values() if name in written}
+    assert {names[name]: value for name, value in queue.items()} == said
 
 
 def test_a_weight_rises_only_where_an_engine_is_ready():
@@ -225,11 +248,3 @@ def test_a_new_track_needs_a_ready_engine():
     assert refuse_shift(before, SPLIT) is not None
     ready = a_traffic(a_track("stable", 9_500, READY), a_track("canary", 500, READY))
     assert refuse_shift(before, ready) is None
-
-
-def test_a_router_that_starts_takes_what_is_in_force():
-    """A dying canary does not keep it away from stable; with nothing to serve it waits."""
-    assert refuse_shift(None, SPLIT) is None
-    nothing = refuse_shift(None, a_traffic(a_track("stable", 10_000, NOT_READY)))
-    assert nothing is not None
-    assert "no track with a weight has a ready engine" in nothing.message

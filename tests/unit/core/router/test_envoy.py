@@ -153,6 +153,18 @@ def test_a_limit_changes_no_cluster():
     } == runtime["layer"]
 
 
+def test_how_many_may_wait_changes_no_more_than_a_limit_does():
+    """And takes the place of the number that is always allowed."""
+    before = gated(SPLIT, 9)
+    slow = replace(before, tracks=tuple(replace(track, waiting=5) for track in before.tracks))
+    one, other = build_traffic_files(before, FOLDER), build_traffic_files(slow, FOLDER)
+
+    assert {envoy.RUNTIME} == {name for name in one if one[name] != other[name]}
+    (runtime,) = resources(slow, envoy.RUNTIME)
+    assert 9 == runtime["layer"]["circuit_breakers.gate-stable.default.max_connections"]
+    assert 5 == runtime["layer"]["circuit_breakers.gate-stable.default.max_pending_requests"]
+
+
 def test_who_waits_is_tried_again_behind_the_gate_only():
     """Before it, a second try would wait anew, at the end."""
     behind = [route for route in routes(gated(SPLIT)) if "request_headers_to_remove" in route]
