@@ -22,7 +22,7 @@ from e2e.traffic import BrokenAnswerError, complete, reach
 
 _NAMESPACE = "llmservice-bench"
 _REQUESTS, _PER_SECOND = 700, 12.0
-_TOKENS = 8
+_TOKENS = 48
 _PATIENCE_SECONDS = 90.0
 _TOLERANCE_SECONDS = 2.0
 _SIZES = {

@@ -26,6 +26,7 @@ from llmservice.api import names
 from llmservice.cli.offline import render_document
 from llmservice.core.autoscaling.policy import Sample
 from llmservice.core.quantities import parse_quantity
+from llmservice.core.resources.autoscaler import PAUSED_ANNOTATION
 from tests.contract.conftest import Kube, condition, make_namespace
 from tests.contract.test_autoscaler import owners
 from tests.integrations.conftest import SERVICE, Manifest, start_operator
@@ -71,20 +72,9 @@ class Site:
     async def create(self, **spec: Any) -> None:
         """A service like that of the example, until it serves."""
         await self.kube.create_service(**{**SPEC, "autoscaling": None, **spec})
-        await self.until_available()
+        await self.kube.until_ready(seconds=_SECONDS)
         status = (await self.kube.service())["status"]
         assert self.revisions[OLD] == status["updatedRevision"]
-
-    async def until_available(self) -> None:
-        """Wait until all pods that are asked for serve."""
-
-        async def serving() -> bool:
-            live = await self.kube.service()
-            status = live.get("status", {})
-            ready, asked = status.get("readyReplicas"), status.get("replicas")
-            return condition(live, "Available").get("status") == "True" and ready == asked
-
-        await self.kube.eventually(serving, "all pods to be ready", _SECONDS)
 
     async def deployment(self, sequences: int = OLD) -> Manifest:
         """That of a revision."""
@@ -123,6 +113,16 @@ class Site:
         except AssertionError as error:
             live = [each.get("status") for each in (await self.scaled_objects()).values()]
             raise AssertionError(f"{error}; {seen}; ScaledObject: {live}") from error
+        return found
+
+    async def until_said(self, words: str) -> Manifest:
+        """Wait for AutoscalingReady to say this."""
+
+        async def said() -> Manifest | None:
+            found = condition(await self.kube.service(), "AutoscalingReady")
+            return found if words in found.get("message", "") else None
+
+        found: Manifest = await self.kube.eventually(said, words, _SECONDS)
         return found
 
     async def until_kinds(self, scaled_objects: set[str], autoscalers: set[str]) -> None:
@@ -220,7 +220,7 @@ async def test_what_keda_wrote_is_kept(site):
     site.say(OLD, FULL, FULL, FULL, FULL)
     await site.create(autoscaling=site.autoscaling)
     await site.until_replicas(5)
-    await site.until_available()
+    await site.kube.until_ready(seconds=_SECONDS)
     await site.until_sized("True", "Scaling")
     await site.kube.until_quiet(site.kube.follow())
 
@@ -238,20 +238,35 @@ async def test_rollout_counts_pods_itself(site):
     await site.create(autoscaling=site.autoscaling)
     await site.until_replicas(3)
     await site.until_sized("True", "Scaling")
-    await site.until_available()
+    await site.kube.until_ready(seconds=_SECONDS)
     site.say(NEW, BUSY, BUSY, BUSY, BUSY)
     async with versions(site) as seen:
         await site.kube.edit_service(engine={"maxNumSeqs": NEW})
         await site.until_sized("True", "SizeKept")
-        await site.until_kinds(set(), set())
+        await site.kube.eventually(lambda: are_paused(site), "KEDA to pause", _SECONDS)
         site.say(OLD, FULL, FULL, FULL, FULL, FULL, FULL)
         await site.until_replicas(3, NEW)
         await site.until_sized("True", "Scaling")
 
     assert [3, 2, 1, 0] == sizes(seen, site.revisions[OLD])
     assert [1, 2, 3] == sizes(seen, site.revisions[NEW])
+    (after,) = (await site.scaled_objects()).values()
+    assert PAUSED_ANNOTATION not in after["metadata"]["annotations"]
     name = f"{SERVICE}-{site.revisions[NEW]}"
     await site.until_kinds({name}, {f"keda-hpa-{name}"})
+
+
+async def are_paused(site):
+    """Whether KEDA counts neither of two revisions, by our word."""
+    found = (await site.scaled_objects()).values()
+    asked = [each["metadata"]["annotations"].get(PAUSED_ANNOTATION) for each in found]
+    said = [
+        condition["status"]
+        for each in found
+        for condition in each.get("status", {}).get("conditions", ())
+        if condition["type"] == "Paused"
+    ]
+    return (asked, said) == (["true"] * 2, ["True"] * 2) and not await site.autoscalers()
 
 
 async def test_prometheus_that_is_away_is_named(site):
@@ -265,6 +280,9 @@ async def test_prometheus_that_is_away_is_named(site):
         found = await site.until_sized("False", "FailedGetExternalMetric")
         assert "does Prometheus answer at spec.autoscaling.prometheusUrl" in found["message"]
         await site.kube.eventually(lambda: falls_back(site), "KEDA to fall back", _SECONDS)
+        found = await site.until_said("KEDA holds the pods, without an answer for s0-prometheus")
+        assert ("False", "FailedGetExternalMetric") == (found["status"], found["reason"])
+        assert "does Prometheus answer at spec.autoscaling.prometheusUrl" in found["message"]
     assert [4] == sizes(seen, site.revisions[OLD])
 
     site.say(OLD, FULL, FULL, FULL, FULL)

@@ -480,12 +480,6 @@ async def test_who_would_wait_for_too_long_is_refused_at_once(pod, engines):
             return len(let_in()) >= 40
 
         await until(enough, "answers to those who were let in")
-        print(
-            "LETIN",
-            sorted(round(a.seconds, 2) for a in let_in()),
-            len(crowd.refused()),
-            max(a.seconds for a in crowd.refused()),
-        )
         assert median(answer.seconds for answer in let_in()) < 2
         assert median(answer.seconds for answer in crowd.refused()) < 0.5
         for answer in crowd.refused():
@@ -509,6 +503,36 @@ async def test_nobody_is_refused_who_may_wait_that_long(pod, engines):
         await until(enough, "answers")
         assert not crowd.refused()
         assert median(answer.seconds for answer in crowd.answers[60:]) > 2
+
+
+@pytest.mark.usefixtures("quick_eyes")
+async def test_newcomers_are_noticed_by_a_queue_that_is_longer_than_it_may_be(pod, engines):
+    """It became so when the engine slowed down; and what makes Envoy look is no failure."""
+    first, *newcomers = [await engines("stable") for _ in range(3)]
+    pod.place("stable", first)
+    pod.order("v1", max_wait_seconds=1, stable=10_000)
+    await pod.start()
+    queue = Queue(pod.router)
+    await queue.come(30)
+    for number in range(12):
+        first.turns.release()
+        assert 200 == await queue.asked[number]
+
+    async def is_slow() -> bool:
+        bounds = [track.waiting for track in pod.agent._target.tracks]
+        return all(bound is not None and bound < 4 for bound in bounds)
+
+    await until(is_slow, "a bound below what waits")
+    for number, engine in enumerate(newcomers):
+        pod.place("stable", engine)
+        await _are_inside(number + 2, first, *newcomers)
+    assert 15 == await queue.waiting()
+    # One may come just when the bound falls again; otherwise it would be some forty a second.
+    assert (await pod.report()).tracks["stable"].failed < 5
+    for engine in (first, *newcomers):
+        for _ in range(18):
+            engine.turns.release()
+    assert [200] * 30 == await queue.statuses()
 
 
 # --- without an engine --------------------------------------------------------------------------

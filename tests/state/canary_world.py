@@ -23,6 +23,8 @@ from llmservice.core.questions import (
     Question,
     ReadEngine,
     ReadRouter,
+    ReadScaledObject,
+    ScaledObjectReading,
     Topic,
     WarmedUp,
     WarmUp,
@@ -219,7 +221,7 @@ class CanaryWorld(World):
         """The nodes of its pods do not answer, as Kubernetes says it of the pods."""
         for name, pod in self.pods.items():
             if pod.revision == revision:
-                self.pods[name] = replace(pod, ready=False)
+                self.pods[name] = replace(pod, ready=False, silent=True)
         self._run_controllers()
 
     def load_pods(self) -> bool:
@@ -292,6 +294,8 @@ class CanaryWorld(World):
     def _say(self, question: Question) -> Any:
         if isinstance(question, ReadRouter):
             return self._report(question.pod_uid)
+        if isinstance(question, ReadScaledObject):
+            return ScaledObjectReading({"metadata": {"name": question.name}})
         assert isinstance(question, ReadEngine | WarmUp)
         pod = self.pods.get(question.pod_uid)
         if pod is None:

@@ -11,8 +11,13 @@ from llmservice.core.autoscaling.budget import Budget, Claim
 from llmservice.core.autoscaling.scaling import MetricsApi, misses_metrics
 from llmservice.core.decision import Delete
 from llmservice.core.observed import AutoscalerFacts, Child, ChildRef
+from llmservice.core.questions import Answer, ReadScaledObject, ScaledObjectReading
 from llmservice.core.reconcile import reconcile
-from llmservice.core.resources.autoscaler import AUTOSCALER_KIND, SCALED_OBJECT_KIND
+from llmservice.core.resources.autoscaler import (
+    AUTOSCALER_KIND,
+    PAUSED_ANNOTATION,
+    SCALED_OBJECT_KIND,
+)
 from llmservice.core.situation import ClusterFacts
 from tests.state.canary_world import CanaryWorld, after, canary_spec
 from tests.state.world import World, a_spec
@@ -191,13 +196,99 @@ def test_cluster_that_learns_tolerances_gets_them():
     assert "tolerance" in apply.manifest["spec"]["behavior"]["scaleUp"]
 
 
+KEDA = {"provider": "KEDA", "prometheusUrl": "http://prometheus.monitoring.svc:9090"}
+
+
+def scaled_objects(world):
+    """Whether each ScaledObject is paused, by its revision."""
+    return {
+        ref.name.removeprefix("mistral-"): PAUSED_ANNOTATION in manifest["metadata"]["annotations"]
+        for ref, manifest in world.manifests.items()
+        if ref.kind == SCALED_OBJECT_KIND
+    }
+
+
+def a_keda_world():
+    """A settled service that KEDA counts; it is looked at now and then, for ever."""
+    world = a_world()
+    world.edit(autoscaling={**BOUNDS, **KEDA})
+    go_on(world)
+    return world
+
+
+def go_on(world):
+    """For as long as a rollout takes."""
+    for _ in range(20):
+        world.reconcile()
+        world.load_pods()
+        world.now += timedelta(seconds=10)
+
+
+def test_rolling_update_pauses_keda():
+    """No HPA of its own meanwhile, and the ScaledObject does not have to be made again."""
+    world = a_keda_world()
+    (old,) = replicas(world)
+    assert {old: False} == scaled_objects(world)
+    world.edit_engine(maxNumSeqs=32)
+    world.reconcile()
+    (new,) = replicas(world).keys() - {old}
+    assert {old: True, new: True} == scaled_objects(world)
+
+    go_on(world)
+    assert {new: 2} == replicas(world)
+    assert {new: False} == scaled_objects(world)
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ({}, ("True", "Scaling")),
+        ({"health": {"s0": {"status": "Happy"}}}, ("True", "Scaling")),
+        ({"health": {"s0": {"status": "Failing"}}}, ("False", "FailedGetExternalMetric")),
+        (
+            {"conditions": [{"type": "Ready", "status": "False", "reason": "Refused"}]},
+            ("False", "Refused"),
+        ),
+    ],
+)
+def test_what_keda_says_outranks_its_hpa(said, expected):
+    """Its HPA looks well while it is fed numbers that hold the pods."""
+    world = a_keda_world()
+    (name,) = (f"mistral-{each}" for each in replicas(world))
+    hpa = ChildRef(AUTOSCALER_KIND, f"keda-hpa-{name}")
+    made = world.children[ChildRef(SCALED_OBJECT_KIND, name)]
+    theirs = replace(made, controller_uid=made.uid, controller_kind=SCALED_OBJECT_KIND)
+    world.children[hpa] = replace(theirs, ref=hpa, autoscaler=AutoscalerFacts(active=True))
+    answer = Answer(world.now, ScaledObjectReading({"status": said}))
+    observed = replace(world.observe(), answers={(ReadScaledObject, name): answer})
+
+    decision = reconcile(observed, world.config)
+    status = decision.status or world.status
+    found = {each["type"]: (each["status"], each["reason"]) for each in status["conditions"]}
+    assert expected == found["AutoscalingReady"]
+    assert ("True", "Serving") == found["Ready"]
+    assert () == decision.ask
+    assert 20.0 == decision.requeue_after_seconds
+
+
+def test_keda_is_asked_now_and_then():
+    """Nobody tells when it fails."""
+    world = a_keda_world()
+    (revision,) = replicas(world)
+    question = ReadScaledObject("default", f"mistral-{revision}")
+    assert (question,) == reconcile(world.observe(), world.config).ask
+    for age, asked in ((19, ()), (20, (question,))):
+        answer = Answer(world.now - timedelta(seconds=age), None)
+        observed = replace(world.observe(), answers={(ReadScaledObject, question.name): answer})
+        assert asked == reconcile(observed, world.config).ask
+
+
 def test_another_provider_takes_over():
     """One object counts the pods at a time; the other one's goes with it."""
     world = a_world()
     (revision,) = autoscalers(world)
-    keda = {"provider": "KEDA", "prometheusUrl": "http://prometheus.monitoring.svc:9090"}
-    world.edit(autoscaling={**BOUNDS, **keda})
-    world.settle()
+    world.edit(autoscaling={**BOUNDS, **KEDA})
+    go_on(world)
     made = ChildRef(SCALED_OBJECT_KIND, f"mistral-{revision}")
     assert made in world.manifests
     assert {} == autoscalers(world)
@@ -270,6 +361,24 @@ def test_promoted_canary_keeps_the_size():
     assert replicas(world).keys() == autoscalers(world).keys()
     assert 0 == world.lost
     assert "SizeKept" != world.condition("AutoscalingReady")["reason"]
+
+
+def test_stable_with_less_than_half_is_not_counted_by_keda():
+    """Paused, until its pods go; the canary is not."""
+    spec = canary_spec() | {"autoscaling": {**BOUNDS, **KEDA}}
+    world = CanaryWorld(spec=spec, reachable=True)
+    world.run(lambda w: w.rollout.get("phase") == "Stable" and w.condition("AutoscalingReady"))
+    world.edit_engine(maxNumSeqs=32)
+    world.run(lambda w: w.rollout.get("weight") == 50 and w.rollout["phase"] == "Judging")
+    stable, canary = world.status["stableRevision"], world.rollout["canaryRevision"]
+    assert {stable: False, canary: False} == scaled_objects(world)
+
+    world.run(lambda w: w.rollout.get("weight", 0) > 50)
+    world.reconcile()
+    assert {stable: True, canary: False} == scaled_objects(world)
+    world.run(lambda w: stable not in replicas(w))
+    world.reconcile()
+    assert {canary: False} == scaled_objects(world)
 
 
 def test_replacing_canary_keeps_the_size():

@@ -146,7 +146,7 @@ def test_replacement_that_crashes_is_a_failed_canary():
 
 
 def test_node_that_does_not_answer_is_no_fault():
-    """The pod is not ready, though its engine was when it was last heard of."""
+    """The pod is not ready, and no kubelet says why."""
     world, new = tried()
     world.lose_node(new)
     world.run(after(300), load=False)
@@ -172,12 +172,27 @@ def test_node_that_answers_again():
     assert new == world.stable
 
 
-def test_probe_that_fails_is_a_failed_canary():
-    """Nobody took it away; it does not answer."""
+def test_node_that_does_not_answer_excuses_its_own_pods_only():
+    """Of two canary pods one is on such a node, the other one fails its probe."""
+    world, new = tried("Baking", replicas=2)
+    gone, failing = [name for name, pod in world.pods.items() if pod.revision == new]
+    world.pods[gone] = replace(world.pods[gone], ready=False, silent=True)
+    world.pods[failing] = replace(world.pods[failing], ready=False, container=starting())
+    world.run(lambda w: w.rollout["phase"] == "Aborted", load=False)
+
+    assert "CanaryFailed" == world.rollout["reason"]
+
+
+SERVES = ContainerState("engine", True, 0, None, None, None, None, None)
+
+
+@pytest.mark.parametrize("engine", [starting(), SERVES], ids=["engine", "side-car"])
+def test_probe_that_fails_is_a_failed_canary(engine):
+    """Nobody took it away; it, or what stands beside it, does not answer."""
     world, new = tried()
     for name, pod in world.pods.items():
         if pod.revision == new:
-            world.pods[name] = replace(pod, ready=False, container=starting())
+            world.pods[name] = replace(pod, ready=False, container=engine)
     world.run(lambda w: w.rollout["phase"] == "Aborted", load=False)
 
     assert "CanaryFailed" == world.rollout["reason"]

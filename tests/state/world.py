@@ -154,7 +154,7 @@ class World:
         for name, pod in self.pods.items():
             if pod.scheduled and not pod.ready:
                 ready = ContainerState("engine", True, 0, None, None, None, None, None)
-                self.pods[name] = replace(pod, ready=True, container=ready)
+                self.pods[name] = replace(pod, ready=True, silent=False, container=ready)
                 changed = True
         self._run_controllers()
         return changed

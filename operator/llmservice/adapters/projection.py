@@ -139,6 +139,10 @@ def pod(live: Mapping[str, Any]) -> PodFacts:
         scheduled=scheduled.get("status") != "False",
         scheduling_message=text(scheduled.get("message")),
         phase_reason=text(status.get("reason")),
+        # A kubelet that finds a pod not ready gives a reason (pkg/kubelet/status: generate.go). For
+        # a node that does not answer the condition is turned over and its reason left as it was,
+        # that is empty (pkg/controller/util/node: MarkPodsNotReady).
+        silent=ready.get("status") == "False" and not ready.get("reason"),
         deleting=metadata.get("deletionTimestamp") is not None,
         container=None if main is None else _container_state(main),
         running="running" in mapping((main or {}).get("state")),

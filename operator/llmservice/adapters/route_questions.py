@@ -1,13 +1,18 @@
-"""Reads HTTPRoutes when a rollout asks for them: they are not watched.
+"""Reads HTTPRoutes and ScaledObjects when a decision asks for them: they are not watched.
 
-Gateway API is installed by whoever runs the cluster, or not at all, and a namespaced operator may
-not read definitions. So that it is not there, or may not be used, is told by what the API server
-answers.
+Gateway API and KEDA are installed by whoever runs the cluster, or not at all, and a namespaced
+operator may not read definitions. So that one is not there, or may not be used, is told by what
+the API server answers.
 """
 
 from llmservice.adapters.ports import Cluster, ClusterError, Forbidden, NotFound
-from llmservice.adapters.resources import HTTP_ROUTE
-from llmservice.core.questions import ReadRoute, RouteReading
+from llmservice.adapters.resources import HTTP_ROUTE, SCALED_OBJECT
+from llmservice.core.questions import (
+    ReadRoute,
+    ReadScaledObject,
+    RouteReading,
+    ScaledObjectReading,
+)
 from llmservice.core.router.gateway import NEEDED_VERSION
 
 
@@ -20,6 +25,19 @@ async def read_route(cluster: Cluster, question: ReadRoute) -> RouteReading | No
     except ClusterError:
         return None
     return RouteReading(live)
+
+
+async def read_scaled_object(
+    cluster: Cluster, question: ReadScaledObject
+) -> ScaledObjectReading | None:
+    """The live ScaledObject, None inside if there is none; None if the API server does not say."""
+    try:
+        live = await cluster.get(SCALED_OBJECT, question.namespace, question.name)
+    except NotFound:
+        return ScaledObjectReading(None)
+    except ClusterError:
+        return None
+    return ScaledObjectReading(live)
 
 
 def _problem(error: ClusterError) -> str:

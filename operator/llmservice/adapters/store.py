@@ -33,7 +33,7 @@ from llmservice.core.observed import (
     ServiceKey,
     ServiceObject,
 )
-from llmservice.core.questions import Answer, CallGate, Question, ReadRoute, Topic, topic_of
+from llmservice.core.questions import Answer, NamedQuestion, Question, Topic, topic_of
 from llmservice.core.resources.bench import BENCH_COMPONENT
 
 
@@ -286,7 +286,7 @@ class Store:
         entry = self._entries.get(key)
         if entry is None or entry.service is None:
             return
-        if isinstance(question, ReadRoute | CallGate) or entry.has_pod(question.pod_uid):
+        if isinstance(question, NamedQuestion) or entry.has_pod(question.pod_uid):
             entry.answers[topic_of(question)] = answer
 
     def put_baselines(self, key: ServiceKey, baselines: Mapping[str, Baselines]) -> None:

@@ -11,6 +11,7 @@ from llmservice.api import names
 from llmservice.core import failures
 from llmservice.core.decision import LogRequest
 from llmservice.core.observed import ApplyErrorKind, DeploymentFacts, Observed, PodFacts
+from llmservice.core.resources.autoscaler import SCALED_OBJECT_KIND
 from llmservice.core.status import Problem, Reason
 
 _APPLY_REASONS = {
@@ -34,6 +35,8 @@ def find_problem(
     for error in observed.apply_errors:
         return Problem(_APPLY_REASONS[error.kind], f"{error.ref}: {error.message}", stalled=True)
     for child in observed.children.values():
+        if child.controller_kind == SCALED_OBJECT_KIND:
+            continue  # the HPA that KEDA made of a ScaledObject of ours
         if child.controller_uid not in (None, observed.service.uid):
             message = (
                 f"{child.ref} belongs to another controller: delete it, or give this LLMService"

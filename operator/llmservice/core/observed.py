@@ -150,6 +150,8 @@ class PodFacts:
     """The scheduler's message while ``scheduled`` is False."""
     phase_reason: str = ""
     """``status.reason`` of a failed pod, for instance ``Evicted``."""
+    silent: bool = False
+    """It is not ready since its node does not answer; its kubelet has found nothing wrong."""
     deleting: bool = False
     container: ContainerState | None = None
     """State of the engine's or bench's container; None before the kubelet reported one."""

@@ -1,4 +1,4 @@
-"""What a decision asks of pods, of routes that are not watched and of gates, and what came of it.
+"""What a decision asks of pods, of objects that are not watched and of gates, and what came of it.
 
 A reconcile never waits: it asks, and is run again when the answers are there. An answer is kept
 until its pod is gone or the same question is answered anew; how old it may be is for the reader to
@@ -51,6 +51,14 @@ class ReadRoute:
 
 
 @dataclass(frozen=True, slots=True)
+class ReadScaledObject:
+    """What does this ScaledObject say, by which KEDA counts the pods of a revision?"""
+
+    namespace: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class CallGate:
     """Does this program of the user's agree?"""
 
@@ -65,14 +73,15 @@ class CallGate:
 
 
 PodQuestion = ReadEngine | ReadRouter | WarmUp
-Question = PodQuestion | ReadRoute | CallGate
+NamedQuestion = ReadRoute | ReadScaledObject | CallGate
+Question = PodQuestion | NamedQuestion
 Topic = tuple[type[Question], str]
-"""Type of a question, and the uid of the pod or the name of the route or gate that it is put to."""
+"""Type of a question, and the uid of the pod or the name of whatever else it is put to."""
 
 
 def topic_of(question: Question) -> Topic:
     """What tells a question from others of the same service."""
-    whom = question.name if isinstance(question, ReadRoute | CallGate) else question.pod_uid
+    whom = question.name if isinstance(question, NamedQuestion) else question.pod_uid
     return type(question), whom
 
 
@@ -108,6 +117,13 @@ class RouteReading:
 
 
 @dataclass(frozen=True, slots=True)
+class ScaledObjectReading:
+    """The live ScaledObject; None if there is none."""
+
+    live: dict[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
 class GateAnswer:
     """What a gate said of a revision."""
 
@@ -123,4 +139,12 @@ class Answer:
     """What a pod answered, and when; ``content`` is None when it did not, or made no sense."""
 
     at: datetime
-    content: EngineReading | RouterReport | WarmedUp | RouteReading | GateAnswer | None
+    content: (
+        EngineReading
+        | RouterReport
+        | WarmedUp
+        | RouteReading
+        | ScaledObjectReading
+        | GateAnswer
+        | None
+    )

@@ -24,6 +24,7 @@ from llmservice.api import names
 from llmservice.api.gates import BenchGate
 from llmservice.api.v1alpha1 import router_of
 from llmservice.core import health, status
+from llmservice.core.autoscaling.keda import to_ask
 from llmservice.core.canary.director import last_spec
 from llmservice.core.canary.gates import open_bench
 from llmservice.core.capacity import next_read
@@ -35,6 +36,7 @@ from llmservice.core.questions import Question
 from llmservice.core.reporting import service_status
 from llmservice.core.resources import children as build
 from llmservice.core.resources.autoscaler import (
+    SCALED_OBJECT_KIND,
     autoscaler_ref,
     build_autoscaler,
     unwanted_autoscalers,
@@ -81,7 +83,11 @@ def _decide(situation: Situation, config: Config) -> Decision:
 
 def _questions(situation: Situation) -> tuple[Question, ...]:
     course, rested = situation.course, situation.rest
-    asked = (*(course.ask if course else ()), *(rested.ask if rested else ()))
+    asked = (
+        *(course.ask if course else ()),
+        *(rested.ask if rested else ()),
+        *to_ask(situation.observed, _scaled_objects(situation))[0],
+    )
     return tuple(dict.fromkeys(asked))
 
 
@@ -138,17 +144,13 @@ def _desired(situation: Situation, config: Config) -> Iterator[Manifest]:
     yield build.build_service_account(service)
     yield course.router.entry() if course else build.build_entry_service(service, spec)
     yield build.build_disruption_budget(service)
-    for hash_, replicas in sorted(situation.rollout.replicas.items()):
-        revision = situation.revisions.get(hash_)
-        is_target = hash_ == situation.target.hash
-        if revision is None or (not is_target and situation.rollout.complete):
-            continue
+    for revision, replicas in _live_revisions(situation):
         yield build.build_controller_revision(service, revision)
-        yield build.build_headless_service(service, hash_)
-        sized = situation.scaling.revisions.get(hash_)
-        counted = sized is not None and hash_ in situation.deployments
+        yield build.build_headless_service(service, revision.hash)
+        sized = situation.scaling.revisions.get(revision.hash)
+        counted = sized is not None and revision.hash in situation.deployments
         yield build.build_deployment(service, spec, revision, None if counted else replicas)
-        if sized is not None and spec.autoscaling is not None:
+        if spec.autoscaling is not None and _has_autoscaler(situation, revision.hash):
             measured = situation.cold_start.get("seconds")
             tolerances = situation.cluster.hpa_tolerances
             yield build_autoscaler(
@@ -158,6 +160,38 @@ def _desired(situation: Situation, config: Config) -> Iterator[Manifest]:
         yield from course.router.children(config)
     if (bench := _wanted_bench(situation)) is not None:
         yield build_bench(service, *bench, config)
+
+
+def _live_revisions(situation: Situation) -> Iterator[tuple[Revision, int]]:
+    """Those that have pods, and how many of them."""
+    for hash_, replicas in sorted(situation.rollout.replicas.items()):
+        revision = situation.revisions.get(hash_)
+        is_target = hash_ == situation.target.hash
+        if revision is not None and (is_target or not situation.rollout.complete):
+            yield revision, replicas
+
+
+def _has_autoscaler(situation: Situation, revision: str) -> bool:
+    """KEDA's is paused while it must not count, an HPA is not there."""
+    wish = situation.valid.spec.autoscaling
+    is_sized = revision in situation.scaling.revisions
+    return wish is not None and (is_sized or wish.provider == "KEDA")
+
+
+def _autoscalers(situation: Situation) -> list[ChildRef]:
+    """All that there should be."""
+    wish, service = situation.valid.spec.autoscaling, situation.observed.service
+    hashes = [revision.hash for revision, _ in _live_revisions(situation)]
+    return [
+        autoscaler_ref(wish, service, each)
+        for each in hashes
+        if wish is not None and _has_autoscaler(situation, each)
+    ]
+
+
+def _scaled_objects(situation: Situation) -> list[str]:
+    """Names of those that there should be."""
+    return [ref.name for ref in _autoscalers(situation) if ref.kind == SCALED_OBJECT_KIND]
 
 
 def _wanted_bench(situation: Situation) -> tuple[str, BenchGate, Revision] | None:
@@ -172,7 +206,8 @@ def _wanted_bench(situation: Situation) -> tuple[str, BenchGate, Revision] | Non
 
 def _stamped(manifest: Manifest) -> Manifest:
     """The manifest with the hash of its own content, by which a later look knows it again."""
-    annotations = {names.APPLIED_HASH_ANNOTATION: content_hash(manifest)}
+    own = manifest["metadata"].get("annotations", {})
+    annotations = {**own, names.APPLIED_HASH_ANNOTATION: content_hash(manifest)}
     return {**manifest, "metadata": {**manifest["metadata"], "annotations": annotations}}
 
 
@@ -222,9 +257,8 @@ def _is_current(live: Child | None, manifest: Manifest, owner_uid: str) -> bool:
 
 def _to_delete(situation: Situation, config: Config) -> Iterator[Delete]:
     """What is not needed any more: of revisions, of history over the limit, of routers."""
-    observed, wish = situation.observed, situation.valid.spec.autoscaling
-    sized = situation.scaling.revisions if wish else ()
-    autoscalers = {autoscaler_ref(wish, observed.service, each) for each in sized if wish}
+    observed = situation.observed
+    autoscalers = _autoscalers(situation)
     yield from unwanted_autoscalers(observed.service, autoscalers, observed.children)
     if situation.course is None and not situation.rollout.complete:
         return
@@ -267,6 +301,9 @@ def _requeue_after(situation: Situation, read_in: float) -> float | None:
     is_routed = router_of(situation.valid.spec) != "None"
     if situation.course is None and situation.rollout.complete and is_routed:
         pauses.append(0.0)  # a course starts from the status that is about to be written
+    look_in = to_ask(situation.observed, _scaled_objects(situation))[1]
+    if look_in is not None:
+        pauses.append(look_in)
     at = situation.rollout.check_again_at
     if at is not None:
         pauses.append(max(0.0, (at - situation.observed.now) / timedelta(seconds=1)))

@@ -7,6 +7,7 @@ from typing import Any
 
 from llmservice.api import names
 from llmservice.core import health, status
+from llmservice.core.autoscaling.keda import trouble
 from llmservice.core.autoscaling.scaling import (
     autoscaler_condition,
 )
@@ -141,6 +142,10 @@ def _autoscaler(situation: Situation) -> tuple[str, str, str] | None:
     if lead is None:
         message = "the number of replicas stays while revisions change places"
         return "True", status.Reason.SizeKept, message
+    if wish.provider == "KEDA":
+        name = names.revision_name(situation.observed.service.key.name, lead)
+        if (found := trouble(situation.observed, name)) is not None:
+            return autoscaler_condition(found)
     api = situation.cluster.metrics_api if wish.provider == "Builtin" else None
     return autoscaler_condition(_lead_facts(situation), api)
 

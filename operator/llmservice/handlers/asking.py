@@ -16,10 +16,10 @@ from enum import Enum, auto
 from typing import assert_never
 
 from llmservice.adapters.clock import utc_now
-from llmservice.adapters.resources import HTTP_ROUTE
+from llmservice.adapters.resources import HTTP_ROUTE, SCALED_OBJECT
 from llmservice.adapters.store import Store
 from llmservice.core.decision import MetricsRequest
-from llmservice.core.observed import ChildRef, KVCacheSize, ServiceKey
+from llmservice.core.observed import ChildRef, KVCacheSize, Manifest, ServiceKey
 from llmservice.core.questions import (
     Answer,
     CallGate,
@@ -29,7 +29,9 @@ from llmservice.core.questions import (
     ReadEngine,
     ReadRoute,
     ReadRouter,
+    ReadScaledObject,
     RouteReading,
+    ScaledObjectReading,
     Topic,
     WarmedUp,
     WarmUp,
@@ -43,7 +45,16 @@ _log = logging.getLogger(__name__)
 _TOGETHER_SECONDS = 1.0
 """For how long an answer waits for others."""
 
-Content = EngineReading | RouterReport | WarmedUp | RouteReading | GateAnswer | KVCacheSize | None
+Content = (
+    EngineReading
+    | RouterReport
+    | WarmedUp
+    | RouteReading
+    | ScaledObjectReading
+    | GateAnswer
+    | KVCacheSize
+    | None
+)
 
 
 class _Kind(Enum):
@@ -141,14 +152,16 @@ class Asking:
             said = None if isinstance(content, KVCacheSize) else content
             self._store.put_answer(key, question, Answer(now, said))
         if isinstance(content, RouteReading) and isinstance(question, ReadRoute):
-            self._keep_route(key, question.name, content)
+            self._keep_child(key, ChildRef(HTTP_ROUTE.kind, question.name), content.route)
+        elif isinstance(content, ScaledObjectReading) and isinstance(question, ReadScaledObject):
+            self._keep_child(key, ChildRef(SCALED_OBJECT.kind, question.name), content.live)
 
-    def _keep_route(self, key: ServiceKey, name: str, reading: RouteReading) -> None:
-        """A route of our own is a child, of which no watch tells."""
-        if reading.route is None:
-            self._store.remove_child(key, ChildRef(HTTP_ROUTE.kind, name))
+    def _keep_child(self, key: ServiceKey, ref: ChildRef, live: Manifest | None) -> None:
+        """Of these no watch tells."""
+        if live is None:
+            self._store.remove_child(key, ref)
         else:
-            self._store.put(HTTP_ROUTE.kind, reading.route)
+            self._store.put(ref.kind, live)
 
     def _end(self, key: ServiceKey, question: Question | MetricsRequest, *, told: bool) -> None:
         """Close a question; look at the service once the round is over, or has taken too long."""
@@ -171,7 +184,7 @@ class Asking:
 
 def _kind(question: Question | MetricsRequest) -> _Kind:
     match question:
-        case ReadEngine() | ReadRouter() | ReadRoute():
+        case ReadEngine() | ReadRouter() | ReadRoute() | ReadScaledObject():
             return _Kind.Reads
         case WarmUp():
             return _Kind.WarmUps

@@ -29,7 +29,7 @@ from llmservice.adapters.ports import ClusterError, NotFound
 from llmservice.adapters.reflector import Reflector
 from llmservice.adapters.resources import CHILDREN, LLM_SERVICE, POD
 from llmservice.adapters.rest import RestCluster
-from llmservice.adapters.route_questions import read_route
+from llmservice.adapters.route_questions import read_route, read_scaled_object
 from llmservice.adapters.store import Change, Store, Touched
 from llmservice.adapters.telemetry import HealthServer, Telemetry
 from llmservice.adapters.webhooks import Webhooks
@@ -37,7 +37,7 @@ from llmservice.api import names
 from llmservice.core.autoscaling.scaling import misses_metrics
 from llmservice.core.decision import Decision, MetricsRequest
 from llmservice.core.observed import Observed, ServiceKey
-from llmservice.core.questions import CallGate, Question, ReadRoute
+from llmservice.core.questions import CallGate, Question, ReadRoute, ReadScaledObject
 from llmservice.core.reconcile import reconcile
 from llmservice.core.situation import ClusterFacts
 from llmservice.handlers.asking import Asking, Content
@@ -268,6 +268,8 @@ class Operator:
     async def _answer(self, question: Question | MetricsRequest) -> Content:
         if isinstance(question, ReadRoute):
             return await read_route(self._cluster, question)
+        if isinstance(question, ReadScaledObject):
+            return await read_scaled_object(self._cluster, question)
         if isinstance(question, CallGate):
             return await self._gates.call(question)
         return await self._pods.answer(question)

@@ -137,6 +137,8 @@ class RouteAgent:
         """The order that Envoy follows."""
         self._target: Traffic | None = None
         """What Envoy is to follow now, with its engines."""
+        self._followed: Traffic | None = None
+        """Of that, what Envoy has taken."""
         self._paces: Mapping[str, Pace] = {}
         self._refusal = "the API server has not said yet which traffic is wanted"
         self._outcome = "Envoy has not been told anything yet"
@@ -215,6 +217,7 @@ class RouteAgent:
         first = not self.ready
         taken = isinstance(outcome, Acknowledged)
         if taken and self._target is not None:
+            self._followed = self._target
             self._holder.follow(self._target)
             self._taken.set()
         if taken or (first and isinstance(outcome, Unconfirmed)):
@@ -244,9 +247,9 @@ class RouteAgent:
 
     async def _nudge(self) -> bool:
         """Whether there was anybody to let go."""
-        if self._target is None:
+        if self._followed is None:
             return False
-        stuck = stuck_gates(await self._admin.gates(), self._target)
+        stuck = stuck_gates(await self._admin.gates(), self._followed)
         for track, more in stuck.items():
             await self._admin.nudge(track, min(_LARGEST_NUDGE, ceil(more / _LARGEST_NUDGE)))
         return bool(stuck)

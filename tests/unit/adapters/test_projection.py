@@ -133,6 +133,21 @@ def test_ready_pod():
     assert "" == pod.address
 
 
+@pytest.mark.parametrize(
+    ("ready", "silent"),
+    [
+        ({"status": "False"}, True),
+        ({"status": "False", "reason": "ContainersNotReady"}, False),
+        ({"status": "False", "reason": "ReadinessGatesNotReady"}, False),
+        ({"status": "True"}, False),
+        ({}, False),
+    ],
+)
+def test_silent_pod(ready, silent):
+    """Not ready without a kubelet's reason: its node does not answer."""
+    assert silent == projection.pod(a_pod(conditions=[{"type": "Ready", **ready}])).silent
+
+
 def test_pod_has_its_first_address():
     """The one of the cluster's own address family."""
     both = [{"ip": "fd00::7"}, {"ip": "10.0.0.7"}]

@@ -1,10 +1,15 @@
-"""What the API server says of a route, also where it has no routes."""
+"""What the API server says of what is not watched, also where it does not know the kind."""
 
 import pytest
 
 from llmservice.adapters.ports import Forbidden, NotFound, Unavailable
-from llmservice.adapters.route_questions import read_route
-from llmservice.core.questions import ReadRoute, RouteReading
+from llmservice.adapters.route_questions import read_route, read_scaled_object
+from llmservice.core.questions import (
+    ReadRoute,
+    ReadScaledObject,
+    RouteReading,
+    ScaledObjectReading,
+)
 from tests.unit.adapters.fake_cluster import FakeCluster
 
 QUESTION = ReadRoute("team", "chat")
@@ -50,3 +55,23 @@ async def test_cluster_without_routes_says_what_is_needed(error, why):
 async def test_api_server_that_is_away_says_nothing():
     """It will."""
     assert await said(Unavailable("down")) is None
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (NotFound("HTTP 404"), ScaledObjectReading(None)),
+        (Forbidden("not for you"), None),
+        (Unavailable("down"), None),
+    ],
+)
+async def test_scaled_object_that_cannot_be_read(error, expected):
+    """Only what is known not to be there is said not to be there."""
+    cluster = FakeCluster()
+    named = {"name": "mistral-abc", "namespace": "team"}
+    live = cluster.put({"kind": "ScaledObject", "metadata": named})
+    question = ReadScaledObject("team", "mistral-abc")
+    assert ScaledObjectReading(live) == await read_scaled_object(cluster, question)
+
+    cluster.failures["get", "ScaledObject"] = [error]
+    assert expected == await read_scaled_object(cluster, question)

@@ -12,7 +12,9 @@ from llmservice.core.questions import (
     ReadEngine,
     ReadRoute,
     ReadRouter,
+    ReadScaledObject,
     RouteReading,
+    ScaledObjectReading,
     WarmedUp,
     WarmUp,
 )
@@ -262,3 +264,30 @@ async def test_route_of_somebody_else_is_no_child():
 
     assert await desk.read() is None
     assert {("ReadRoute", "mistral"): RouteReading(desk.live)} == desk.answers()
+
+
+class ScaledObjects(Desk):
+    """Questions about a ScaledObject, of which ``live`` is what there is."""
+
+    live = None
+
+    async def answer(self, question):
+        self.asked[question] += 1
+        return ScaledObjectReading(self.live)
+
+    async def read(self):
+        self.ask(ReadScaledObject("team", "mistral-abc"))
+        await asyncio.sleep(1)
+        return self.store.child(KEY, ChildRef("ScaledObject", "mistral-abc"))
+
+
+@in_fake_time
+async def test_scaled_object_that_was_read_is_a_child():
+    """It may have been deleted by hand while it had no HPA, by which that is noticed."""
+    desk = ScaledObjects()
+    named = {"name": "mistral-abc", "namespace": "team", "uid": "so", "resourceVersion": "7"}
+    desk.live = {"metadata": {**named, "labels": LABELS}}
+    assert "7" == (await desk.read()).resource_version
+
+    desk.live = None
+    assert await desk.read() is None

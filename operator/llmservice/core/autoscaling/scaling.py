@@ -39,6 +39,7 @@ _FIXES = {
     " name who is to serve them, this operator's metrics server or Prometheus Adapter?",
     "FailedGetExternalMetric": "nothing is scaled down until there are metrics again: does"
     " Prometheus answer at spec.autoscaling.prometheusUrl, and does it scrape the engine pods?",
+    "ScaledObjectCheckFailed": "see the ScaledObject with kubectl describe scaledobject",
     "AmbiguousSelector": "another HorizontalPodAutoscaler counts the same pods: delete it",
     "ScalingDisabled": "the Deployment was set to zero pods by hand: set it to one",
 }

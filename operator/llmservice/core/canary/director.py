@@ -343,18 +343,10 @@ def _trouble(rollout: Rollout, observed: Observed) -> str:
             found = health.diagnose_pod(observed, pod)
             why = f": {found.message}" if found else ""
             return f"{pod.name} restarted {_restarts(pod)} times{why}"
-    if served and not any(pod.ready or _is_out_of_reach(pod) for pod in pods):
+    # A pod whose node does not answer is as good as taken away; Kubernetes does so minutes later.
+    if any(not pod.silent for pod in served) and not any(pod.ready for pod in pods):
         return "no pod of the canary is ready any more"
     return ""
-
-
-def _is_out_of_reach(pod: PodFacts) -> bool:
-    """Whether its node does not answer, and its engine was ready when it last did.
-
-    A kubelet says the same of both. While a node is silent Kubernetes changes the pod's condition
-    alone (pkg/controller/util/node: MarkPodsNotReady), and takes the pod away some minutes later.
-    """
-    return not pod.ready and pod.container is not None and pod.container.ready
 
 
 def _note_served(rollout: Rollout, observed: Observed) -> Rollout:

@@ -11,6 +11,8 @@ the query, so that who serves the metric has to know nothing of services.
 
 A ScaledObject is not watched, for a cluster may lack the kind. The HPA that KEDA makes of it bears
 its labels, so that one is: it says how scaling goes, and that there is a ScaledObject to delete.
+While nobody is to count a revision's pods its HPA goes, and its ScaledObject is paused: KEDA takes
+its own HPA away then, and leaves the pods.
 """
 
 import math
@@ -26,10 +28,11 @@ from llmservice.core.autoscaling.policy import (
     DEAD_BAND,
     KV_SHARE,
     LOAD_METRIC,
+    Bounds,
     Calibration,
     hpa_spec,
 )
-from llmservice.core.autoscaling.scaling import Autoscaled
+from llmservice.core.autoscaling.scaling import Autoscaled, bounds_of
 from llmservice.core.decision import Delete
 from llmservice.core.observed import Child, ChildRef, Manifest, ServiceObject
 from llmservice.core.resources.children import revision_header
@@ -38,6 +41,7 @@ from llmservice.core.revisions import Revision
 AUTOSCALER_KIND = "HorizontalPodAutoscaler"
 SCALED_OBJECT_API_VERSION = "keda.sh/v1alpha1"
 SCALED_OBJECT_KIND = "ScaledObject"
+PAUSED_ANNOTATION = "autoscaling.keda.sh/paused"
 DEFAULT_SEQUENCES = 256
 """Of an engine that nobody knows more about."""
 _COLD_START_STEP = 30
@@ -52,7 +56,7 @@ def build_autoscaler(
     service: ServiceObject,
     wish: AutoscalingSpec,
     revision: Revision,
-    autoscaled: Autoscaled,
+    autoscaled: Autoscaled | None,
     cold_start_seconds: float | None,
     *,
     tolerances: bool = False,
@@ -63,10 +67,12 @@ def build_autoscaler(
         service: whose it is.
         wish: provider, targets and cold start, as the user wants them.
         revision: its Deployment is the target.
-        autoscaled: bounds, and the share of the traffic that it is sized for.
+        autoscaled: bounds, and the share of the traffic that it is sized for; None for a
+            ScaledObject that is to be paused.
         cold_start_seconds: as measured; None if nobody knows.
         tolerances: the cluster lets an HPA have its own.
     """
+    is_paused, autoscaled = autoscaled is None, autoscaled or _any_size(wish)
     calibration = _calibrate(service, wish, revision, autoscaled, cold_start_seconds)
     waiting = wish.waiting_per_replica
     policy = hpa_spec(
@@ -84,6 +90,8 @@ def build_autoscaler(
         api_version, kind = "autoscaling/v2", AUTOSCALER_KIND
         spec = _hpa(policy, calibration, tolerances=tolerances)
     header = revision_header(service, api_version, kind, revision.hash)
+    if is_paused:
+        header["metadata"]["annotations"] = {PAUSED_ANNOTATION: "true"}
     return {**header, "spec": {"scaleTargetRef": target, **spec}}
 
 
@@ -136,6 +144,12 @@ def load_query(pods: str, concurrency: str) -> str:
     # Of the two addends one is constant on either side of 1: the same as the greater of f and
     # min(1, f / 0.75), which PromQL could say only by repeating f twice more.
     return f"clamp_max({fuller} / {1 - DEAD_BAND}, 1) + clamp_min({fuller} - 1, 0)"
+
+
+def _any_size(wish: AutoscalingSpec) -> Autoscaled:
+    """Of a ScaledObject that is paused: what KEDA takes, also where no replica fits a budget."""
+    least = bounds_of(wish).min_replicas
+    return Autoscaled(Bounds(least, max(least, wish.max_replicas)))
 
 
 def _hpa(policy: HpaSpec, calibration: Calibration, *, tolerances: bool) -> dict[str, Any]:

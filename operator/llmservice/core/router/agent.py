@@ -18,6 +18,7 @@ from llmservice.core.router.desired import (
     format_traffic,
     handed_limit,
     refuse_shift,
+    waiting_limit,
 )
 from llmservice.core.router.report import TrackReport
 
@@ -159,13 +160,15 @@ def _gate(stats: Mapping[str, int], cluster: str) -> Gate:
 def stuck_gates(gates: Mapping[str, Gate], traffic: Traffic) -> dict[str, int]:
     """Where requests wait though more may be handed on: how many more, by the track's name.
 
-    Envoy looks at a limit when a request comes or ends, and not when the limit rises.
+    Envoy looks at a limit when a request comes or ends, and not when the limit rises. A queue to
+    which nobody is let in is left out: what comes to make Envoy look would be a failure.
     """
     stuck = {}
     for track in traffic.tracks:
         gate, limit = gates.get(track.name, Gate(0, 0)), handed_limit(traffic, track)
         more = gate.waiting if limit is None else min(gate.waiting, limit - gate.handed)
-        if more > 0:
+        most = waiting_limit(traffic, track)
+        if more > 0 and (most is None or gate.waiting < most):
             stuck[track.name] = more
     return stuck
 

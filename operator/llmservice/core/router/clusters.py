@@ -6,7 +6,7 @@ A part of :mod:`llmservice.core.router.envoy`, which says how they are used.
 from collections.abc import Iterator
 from typing import Any
 
-from llmservice.core.router.desired import Endpoint, Track, Traffic, handed_limit
+from llmservice.core.router.desired import Endpoint, Track, Traffic, handed_limit, waiting_limit
 
 Json = dict[str, Any]
 
@@ -113,10 +113,7 @@ def build_runtime(traffic: Traffic) -> Json:
         if limit is not None:
             breakers = f"circuit_breakers.{gate_cluster(track.name)}.default"
             layer[f"{breakers}.max_connections"] = limit
-            # Who is handed on waits for a moment, too. And where a full queue has to notice that
-            # the limit rose, there is room for the request that makes it look.
-            most = traffic.max_waiting + limit if track.waiting is None else track.waiting
-            layer[f"{breakers}.max_pending_requests"] = most
+            layer[f"{breakers}.max_pending_requests"] = waiting_limit(traffic, track)
     return {
         "@type": f"{TYPE}.service.runtime.v3.Runtime",
         "name": ENGINES,

@@ -212,6 +212,18 @@ def handed_limit(traffic: Traffic, track: Track) -> int | None:
     return ceil(answering.ready * answering.per_engine / traffic.routers)
 
 
+def waiting_limit(traffic: Traffic, track: Track) -> int | None:
+    """Requests that may wait at the gate of a track; None where :func:`handed_limit` is none.
+
+    Who is handed on waits for a moment, too. And where a full queue has to notice that the limit
+    rose, there is room for the request that makes it look.
+    """
+    limit = handed_limit(traffic, track)
+    if limit is None:
+        return None
+    return traffic.max_waiting + limit if track.waiting is None else track.waiting
+
+
 def check_traffic(traffic: Traffic) -> Traffic | RefusedTraffic:
     """The traffic itself, if Envoy would carry it out as meant."""
     violations = tuple(_violations(traffic))

@@ -21,6 +21,8 @@ _LEAST_ENDED = 10
 _GAP_SECONDS = 10.0
 """A queue that was seen empty for longer begins anew; a short one may be so for a moment."""
 _KEPT = 600
+"""Looks. Of more, every second one goes: where it takes so long until all have had their turn, a
+second more or less is no matter."""
 _UNSTEADY = 10
 """Two counters of Envoy are not read in the same moment, so their difference may fall a little."""
 _NOTICEABLE = 0.1
@@ -44,6 +46,9 @@ class Pace:
 
     looks: tuple[Look, ...] = ()
     handed: int = 0
+    waiting: int = 0
+    filled: int = 0
+    """The most that was handed on at a time, of what may be: less where a limit has just risen."""
 
 
 Paces = Mapping[str, Pace]
@@ -65,15 +70,16 @@ def look_again(
         track.name: _look(
             before.get(track.name, Pace()),
             gates.get(track.name, Gate(0, 0)),
-            _engines(traffic, track),
+            traffic,
+            track,
             now,
         )
         for track in traffic.tracks
     }
 
 
-def _look(pace: Pace, gate: Gate, engines: int, now: float) -> Pace:
-    looks = pace.looks
+def _look(pace: Pace, gate: Gate, traffic: Traffic, track: Track, now: float) -> Pace:
+    looks, engines = pace.looks, _engines(traffic, track)
     if looks and (
         now - looks[-1].at > _GAP_SECONDS
         or gate.ended < looks[-1].ended - _UNSTEADY  # another Envoy
@@ -86,8 +92,9 @@ def _look(pace: Pace, gate: Gate, engines: int, now: float) -> Pace:
         # Silence moves the last look on. So a pace begins with an answer, and what engines do
         # before their first ones does not make them slow.
         kept = looks[:-1] if look.ended == last.ended else looks
-        looks = (*kept[-_KEPT:], look)
-    return Pace(looks, gate.handed)
+        looks = (*(kept if len(kept) < _KEPT else kept[::2]), look)
+    filled, limit = max(pace.filled, gate.handed), handed_limit(traffic, track)
+    return Pace(looks, gate.handed, gate.waiting, filled if limit is None else min(filled, limit))
 
 
 def bound_waiting(traffic: Traffic, paces: Paces) -> Traffic:
@@ -123,8 +130,12 @@ def _waiting(traffic: Traffic, track: Track, pace: Pace) -> int | None:
         return None
     # One for each engine, so that none runs dry. And who is handed on waits for a moment, too: as
     # many as there is room for, and with it for the request that makes Envoy notice new engines.
-    least = ceil(engines / traffic.routers)
-    return max(waiting, least) + max(0, limit - pace.handed)
+    waiting = max(waiting, ceil(engines / traffic.routers))
+    if limit > pace.filled:
+        # Nor does it notice them where more wait than may, since engines were faster before.
+        waiting = max(waiting, pace.waiting)
+    most = waiting + max(0, limit - pace.handed)
+    return most if most < traffic.max_waiting + limit else None
 
 
 def _per_engine_second(looks: tuple[Look, ...], turnover: int) -> float | None:

@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -166,6 +167,16 @@ def test_a_gate_is_stuck_where_requests_wait_and_more_may_be_handed_on():
     assert {"stable": 2} == stuck_gates({"stable": Gate(2, 0), "canary": Gate(9, 4)}, traffic)
     assert {"stable": 3} == stuck_gates({"stable": Gate(9, 1), "canary": Gate(0, 0)}, traffic)
     assert {} == stuck_gates({"stable": Gate(9, 7), "gone": Gate(9, 0)}, traffic)
+
+
+@pytest.mark.parametrize("waiting", [None, 9])
+def test_a_queue_that_lets_nobody_in_is_left_alone(waiting):
+    """What makes it look would be refused, and count as a failure of the track."""
+    stable, _ = join_endpoints(an_order(), BOTH).tracks
+    track = replace(stable, per_engine=4, waiting=waiting)
+    traffic = replace(an_order(), tracks=(track,), max_waiting=5)
+    assert {"stable": 1} == stuck_gates({"stable": Gate(8, 3)}, traffic)
+    assert {} == stuck_gates({"stable": Gate(9, 3)}, traffic)
 
 
 def test_nothing_else_is_counted():

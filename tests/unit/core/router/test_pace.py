@@ -72,6 +72,17 @@ def test_a_turn_of_all_that_run_is_evidence():
     assert all(few >= 120 for few in bounds[120:])
 
 
+def test_a_turn_may_take_longer_than_looks_are_kept():
+    """1400 run at a time, and one ends in a second: evidence after 1400 seconds."""
+    traffic = a_traffic(10, 140, max_wait_seconds=60)
+    paces = after(traffic, *steadily(1390, 1, handed=1400))
+    assert bound(traffic, paces) is None
+    for seconds in (1410, 10_000):
+        paces = after(traffic, *steadily(seconds, 1, handed=1400))
+        assert 60 == bound(traffic, paces)
+        assert len(paces["stable"].looks) <= 601
+
+
 def test_what_nobody_waited_for_is_no_pace():
     """It would be that of the clients."""
     calm = [replace(gate, waiting=0) for gate in steadily(1000, 0.5)]
@@ -129,6 +140,19 @@ def test_new_engines_are_reckoned_with_at_once():
     paces = after(a_traffic(1), *steadily(60, 2))
     assert 60 == bound(a_traffic(1, max_wait_seconds=30), paces)
     assert 180 + 8 == bound(a_traffic(3, max_wait_seconds=30), paces)
+
+
+def test_a_queue_that_is_longer_than_it_may_be_notices_new_engines():
+    """There is room behind those who wait until the newcomers have been handed their part."""
+    paces = after(a_traffic(1), *steadily(60, 2))
+    assert 10 == bound(a_traffic(1, max_wait_seconds=5), paces)
+    grown = a_traffic(3, max_wait_seconds=5)
+    assert 50 + 8 == bound(grown, paces)
+    for handed, most in ((9, 45 + 3), (12, 30), (10, 30 + 2)):
+        paces = look_again(paces, {"stable": Gate(54 - handed, handed, 120)}, grown, 60)
+        assert most == bound(grown, paces)
+    fewer = look_again(paces, {"stable": Gate(50, 8, 120)}, a_traffic(2), 60)
+    assert 50 + 4 == bound(grown, fewer)
 
 
 def test_a_long_wait_leaves_the_bound_to_the_number():
