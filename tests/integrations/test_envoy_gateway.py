@@ -13,10 +13,10 @@ import pytest
 from e2e.cluster.api import RefusedError
 from e2e.cluster.control_plane import ControlPlane
 from llmservice.adapters.kube import Connection, Credentials
+from llmservice.adapters.object_questions import read_route
 from llmservice.adapters.ports import Invalid
 from llmservice.adapters.resources import HTTP_ROUTE
 from llmservice.adapters.rest import RestCluster
-from llmservice.adapters.route_questions import read_route
 from llmservice.api.v1alpha1 import GatewayRef
 from llmservice.core.observed import ServiceKey, ServiceObject
 from llmservice.core.questions import ReadRoute, RouteReading

@@ -24,12 +24,12 @@ from typing import Any
 from llmservice.adapters.api_registration import read_metrics_api
 from llmservice.adapters.events import EventRecorder
 from llmservice.adapters.kube import Connection
+from llmservice.adapters.object_questions import read_route, read_scaled_object
 from llmservice.adapters.pod_questions import PodQuestions
 from llmservice.adapters.ports import ClusterError, NotFound
 from llmservice.adapters.reflector import Reflector
 from llmservice.adapters.resources import CHILDREN, LLM_SERVICE, POD
 from llmservice.adapters.rest import RestCluster
-from llmservice.adapters.route_questions import read_route, read_scaled_object
 from llmservice.adapters.store import Change, Store, Touched
 from llmservice.adapters.telemetry import HealthServer, Telemetry
 from llmservice.adapters.webhooks import Webhooks

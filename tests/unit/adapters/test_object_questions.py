@@ -2,8 +2,8 @@
 
 import pytest
 
+from llmservice.adapters.object_questions import read_route, read_scaled_object
 from llmservice.adapters.ports import Forbidden, NotFound, Unavailable
-from llmservice.adapters.route_questions import read_route, read_scaled_object
 from llmservice.core.questions import (
     ReadRoute,
     ReadScaledObject,
