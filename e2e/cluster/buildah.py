@@ -29,7 +29,12 @@ _UNNEEDED = (
     "usr/share/locale",
     "usr/share/man",
 )
+_DAMAGED = "integrity checksum failed"
 _CA_BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
+
+
+class DamagedImageError(ClusterError):
+    """Somebody has changed a file of the store, a tool that adds its certificates for instance."""
 
 
 def ensure(wanted: Recipe) -> Built:
@@ -79,16 +84,33 @@ def ensure_pause() -> Built:
     return _built(PAUSE_TAG)
 
 
+def discard(tag: str) -> None:
+    """Remove an image, and all layers that no other image is made of."""
+    _buildah("rmi", "--force", tag)
+    _buildah("rmi", "--force", "--prune")
+
+
 def stream(tag: str, consumer: Sequence[str]) -> None:
-    """Send an image as a Docker archive to the standard input of `consumer`."""
-    producer = subprocess.Popen(
-        [*_words(), "push", "-q", tag, f"docker-archive:/dev/stdout:{tag}"], stdout=subprocess.PIPE
-    )
-    done = subprocess.run(consumer, stdin=producer.stdout, capture_output=True, check=False)
-    assert producer.stdout is not None
-    producer.stdout.close()
-    if producer.wait() or done.returncode:
-        raise ClusterError(f"cannot load {tag}: {done.stderr.decode(errors='replace')[-1000:]}")
+    """Send an image as a Docker archive to the standard input of `consumer`.
+
+    Raises:
+        DamagedImageError: the store's copy is not what was built.
+        ClusterError: anything else is in the way.
+    """
+    command = [*_words(), "push", "-q", tag, f"docker-archive:/dev/stdout:{tag}"]
+    with tempfile.TemporaryFile() as words:
+        producer = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=words)
+        done = subprocess.run(consumer, stdin=producer.stdout, capture_output=True, check=False)
+        assert producer.stdout is not None
+        producer.stdout.close()
+        producer.wait()
+        words.seek(0)
+        why = words.read().decode(errors="replace")[-1000:]
+    if _DAMAGED in why:
+        raise DamagedImageError(f"cannot load {tag}: {why}")
+    if producer.returncode or done.returncode:
+        why += done.stderr.decode(errors="replace")[-1000:]
+        raise ClusterError(f"cannot load {tag}: {why}")
 
 
 def push(tag: str, target: str) -> None:

@@ -154,8 +154,14 @@ class LocalCluster:
 
     def load(self, image: str) -> str:
         """Build an image of this repository if need be, hand it to containerd, return its tag."""
-        built = buildah.ensure(recipe(image))
-        self._images().put(built)
+        wanted = recipe(image)
+        built = buildah.ensure(wanted)
+        try:
+            self._images().put(built)
+        except buildah.DamagedImageError as error:
+            say(f"{error}; building it anew")
+            buildah.discard(built.tag)
+            self._images().put(buildah.ensure(wanted))
         return built.tag
 
     def _images(self) -> ImportedImages:
