@@ -22,7 +22,7 @@ def says(tmp_path, monkeypatch):
 def test_a_damaged_image_is_told_from_other_failures(says):
     """It is built anew; anything else is for people to read."""
     says("Error: reading blob: file integrity checksum failed for cacert.pem")
-    with pytest.raises(buildah.DamagedImageError, match="cacert.pem"):
+    with pytest.raises(buildah.DamagedImageError, match="checksum failed"):
         buildah.stream("localhost/x:1", ["cat"])
 
     says("Error: no such image")
