@@ -161,12 +161,11 @@ class Answer:
 
 @dataclass(frozen=True)
 class Failure:
-    """When a request began and failed, how, and whether it had been accepted before."""
+    """When a request began and failed, and how."""
 
     began: float
     ended: float
     text: str
-    cut: bool
 
 
 class Load:
@@ -232,8 +231,7 @@ class Load:
                 if isinstance(error, urllib.error.HTTPError):
                     text += f": {error.read(300)!r} {dict(error.headers)}"
                 text = text[:600]
-                cut = isinstance(error, BrokenAnswerError)
-                self.failures.append(Failure(began, time.monotonic(), text, cut))
+                self.failures.append(Failure(began, time.monotonic(), text))
                 if self._until_failure:
                     return
             if self._end.wait(self._pause_seconds):
