@@ -2,7 +2,8 @@
 
 One engine with one sequence, twice as many requests for a minute as it can answer, and an HPA that
 may add two more: once with the queue in the router, once without a router. Engines are held to a
-part of a core, so that more of them are faster. A JSON line for each run. Ten minutes.
+part of a core, so that more of them are faster where there are cores. A JSON line for each run.
+Ten minutes.
 """
 
 import json
@@ -19,7 +20,7 @@ from e2e.cluster.provider import choose
 from e2e.follow import condition, follow
 from e2e.kubectl import JSON, Kubectl, connect
 from e2e.services import tiny_service, with_spec
-from e2e.traffic import BrokenAnswerError, complete, reach
+from e2e.traffic import BrokenAnswerError, Load, complete, reach
 
 _NAMESPACE = "llmservice-bench"
 _TOKENS = 16
@@ -97,18 +98,9 @@ def _is_scaled(service: JSON) -> bool:
 
 def _capacity(url: str, name: str) -> float:
     """Requests a second that one engine answers, asked by four at a time."""
-    asked, end = _Asked(), time.monotonic() + _PROBE_SECONDS
-
-    def ask() -> None:
-        while time.monotonic() < end:
-            _ask(asked, url, name, 0.0)
-
-    clients = [threading.Thread(target=ask) for _ in range(4)]
-    for client in clients:
-        client.start()
-    for client in clients:
-        client.join()
-    return len(asked.ended) / _PROBE_SECONDS
+    with Load(url, name, clients=4, tokens=_TOKENS, pause_seconds=0) as load:
+        time.sleep(_PROBE_SECONDS)
+    return len(load.answers) / _PROBE_SECONDS
 
 
 def _run(kubectl: Kubectl, url: str, name: str, capacity: float) -> JSON:

@@ -6,7 +6,7 @@ judge.
 """
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from llmservice.core.judge.counts import Counts
@@ -134,17 +134,17 @@ class GateAnswer:
     """The first words of its answer, or why it was not reached."""
 
 
+Said = EngineReading | RouterReport | WarmedUp | RouteReading | ScaledObjectReading | GateAnswer
+"""What is answered to any question."""
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a pod answered, and when; ``content`` is None when it did not, or made no sense."""
+    """What was answered, and when; ``content`` is None when nothing was, or it made no sense."""
 
     at: datetime
-    content: (
-        EngineReading
-        | RouterReport
-        | WarmedUp
-        | RouteReading
-        | ScaledObjectReading
-        | GateAnswer
-        | None
-    )
+    content: Said | None
+
+    def age(self, now: datetime) -> float:
+        """Seconds since then."""
+        return (now - self.at) / timedelta(seconds=1)

@@ -24,15 +24,15 @@ from llmservice.api import names
 from llmservice.api.gates import BenchGate
 from llmservice.api.v1alpha1 import router_of
 from llmservice.core import health, status
-from llmservice.core.autoscaling.keda import to_ask
-from llmservice.core.canary.director import last_spec
+from llmservice.core.autoscaling.idle import Rest
+from llmservice.core.autoscaling.keda import Looks, look
+from llmservice.core.canary.director import Course, last_spec
 from llmservice.core.canary.gates import open_bench
 from llmservice.core.capacity import next_read
 from llmservice.core.config import Config
 from llmservice.core.decision import Apply, Decision, Delete
 from llmservice.core.observed import Child, ChildRef, Manifest, Observed
 from llmservice.core.ownership import lost_fields, owns
-from llmservice.core.questions import Question
 from llmservice.core.reporting import service_status
 from llmservice.core.resources import children as build
 from llmservice.core.resources.autoscaler import (
@@ -66,6 +66,7 @@ def _decide(situation: Situation, config: Config) -> Decision:
     changed = new_status != service.status
     to_read = next_read(observed, situation.target.hash) if config.engine_metrics else None
     request, read_in = to_read or (None, 0.0)
+    askers = _askers(situation)
     return Decision(
         apply=tuple(_to_apply(situation, config)),
         delete=tuple(_to_delete(situation, config)),
@@ -73,22 +74,20 @@ def _decide(situation: Situation, config: Config) -> Decision:
         events=status.status_events(service.status, new_status) if changed else (),
         read_logs=tuple(health.logs_to_read(observed)),
         read_metrics=request if read_in <= 0 else None,
-        ask=_questions(situation),
+        ask=tuple(dict.fromkeys(question for asker in askers for question in asker.ask)),
         patch_route=situation.course.router.patch() if situation.course else None,
         baselines=situation.course.look.baselines if situation.course else None,
         most_replicas=situation.bound.replicas if situation.bound else None,
-        requeue_after_seconds=_requeue_after(situation, read_in),
+        requeue_after_seconds=_requeue_after(situation, askers, read_in),
     )
 
 
-def _questions(situation: Situation) -> tuple[Question, ...]:
-    course, rested = situation.course, situation.rest
-    asked = (
-        *(course.ask if course else ()),
-        *(rested.ask if rested else ()),
-        *to_ask(situation.observed, _scaled_objects(situation))[0],
-    )
-    return tuple(dict.fromkeys(asked))
+def _askers(situation: Situation) -> list[Course | Rest | Looks]:
+    """All that ask something, and say when they are to be looked at again."""
+    names = _scaled_objects(situation)
+    looks = look(situation.observed, names) if names else None
+    found = (situation.course, situation.rest, looks)
+    return [asker for asker in found if asker is not None]
 
 
 def desired_children(observed: Observed, config: Config) -> list[Manifest] | InvalidSpec:
@@ -292,18 +291,14 @@ def _history(situation: Situation, config: Config) -> Iterator[str]:
     return (revision.hash for revision in newest[: config.revision_history_limit])
 
 
-def _requeue_after(situation: Situation, read_in: float) -> float | None:
+def _requeue_after(
+    situation: Situation, askers: list[Course | Rest | Looks], read_in: float
+) -> float | None:
     pauses = [read_in] if read_in > 0 else []
-    if situation.course is not None and situation.course.again_in is not None:
-        pauses.append(situation.course.again_in)
-    if situation.rest is not None and situation.rest.again_in is not None:
-        pauses.append(situation.rest.again_in)
+    pauses += [asker.again_in for asker in askers if asker.again_in is not None]
     is_routed = router_of(situation.valid.spec) != "None"
     if situation.course is None and situation.rollout.complete and is_routed:
         pauses.append(0.0)  # a course starts from the status that is about to be written
-    look_in = to_ask(situation.observed, _scaled_objects(situation))[1]
-    if look_in is not None:
-        pauses.append(look_in)
     at = situation.rollout.check_again_at
     if at is not None:
         pauses.append(max(0.0, (at - situation.observed.now) / timedelta(seconds=1)))

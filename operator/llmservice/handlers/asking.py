@@ -23,21 +23,18 @@ from llmservice.core.observed import ChildRef, KVCacheSize, Manifest, ServiceKey
 from llmservice.core.questions import (
     Answer,
     CallGate,
-    EngineReading,
-    GateAnswer,
     Question,
     ReadEngine,
     ReadRoute,
     ReadRouter,
     ReadScaledObject,
     RouteReading,
+    Said,
     ScaledObjectReading,
     Topic,
-    WarmedUp,
     WarmUp,
     topic_of,
 )
-from llmservice.core.router.report import RouterReport
 from llmservice.handlers.queue import Lane, WorkQueue
 
 _log = logging.getLogger(__name__)
@@ -45,16 +42,7 @@ _log = logging.getLogger(__name__)
 _TOGETHER_SECONDS = 1.0
 """For how long an answer waits for others."""
 
-Content = (
-    EngineReading
-    | RouterReport
-    | WarmedUp
-    | RouteReading
-    | ScaledObjectReading
-    | GateAnswer
-    | KVCacheSize
-    | None
-)
+Content = Said | KVCacheSize | None
 
 
 class _Kind(Enum):

@@ -10,7 +10,7 @@ from datetime import timedelta
 
 from llmservice.api.v1alpha1 import AutoscalingSpec
 from llmservice.core.observed import Observed, PodFacts
-from llmservice.core.questions import Answer, Question, ReadRouter
+from llmservice.core.questions import Question, ReadRouter
 from llmservice.core.router.report import RouterReport
 
 WAKE_SECONDS = 0.5
@@ -69,7 +69,7 @@ def _had_its_chance(observed: Observed, seconds: float) -> bool:
 def _report(observed: Observed, pod: PodFacts, pause: float) -> RouterReport | None:
     """What a router said lately; an old answer may hide requests that came since."""
     answer = observed.answers.get((ReadRouter, pod.uid))
-    if answer is None or _age(observed, answer) > 3 * pause + 2:
+    if answer is None or answer.age(observed.now) > 3 * pause + 2:
         return None
     return answer.content if isinstance(answer.content, RouterReport) else None
 
@@ -77,9 +77,5 @@ def _report(observed: Observed, pod: PodFacts, pause: float) -> RouterReport | N
 def _questions(observed: Observed, routers: list[PodFacts], pause: float) -> Iterator[Question]:
     for pod in routers:
         answer = observed.answers.get((ReadRouter, pod.uid))
-        if answer is None or _age(observed, answer) >= pause:
+        if answer is None or answer.age(observed.now) >= pause:
             yield ReadRouter(pod.uid, pod.address)
-
-
-def _age(observed: Observed, answer: Answer) -> float:
-    return (observed.now - answer.at) / timedelta(seconds=1)

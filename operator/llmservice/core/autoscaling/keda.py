@@ -4,8 +4,8 @@ KEDA's HPA is watched, but does not tell all. While a trigger gets no answer it 
 hold the pods, and looks well; and where KEDA refuses a ScaledObject there is no HPA at all.
 """
 
-from collections.abc import Iterator, Mapping
-from datetime import timedelta
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from llmservice.core.observed import AutoscalerFacts, Observed
@@ -15,14 +15,25 @@ ASK_SECONDS = 20.0
 """Between two looks at a ScaledObject."""
 
 
-def to_ask(observed: Observed, names: list[str]) -> tuple[tuple[Question, ...], float | None]:
+@dataclass(frozen=True, slots=True)
+class Looks:
     """Which ScaledObjects are to be looked at now, and in how many seconds the next one."""
-    ages = {name: _age(observed, name) for name in names}
-    due = [name for name, age in ages.items() if age is None or age >= ASK_SECONDS]
-    waits = [ASK_SECONDS - (age or 0.0) for name, age in ages.items() if name not in due]
-    namespace = observed.service.key.namespace
-    asked = tuple(ReadScaledObject(namespace, name) for name in due)
-    return asked, min(waits, default=ASK_SECONDS) if names else None
+
+    ask: tuple[Question, ...]
+    again_in: float
+
+
+def look(observed: Observed, names: Iterable[str]) -> Looks:
+    """Look at each of these when it was not lately."""
+    due, again_in = [], ASK_SECONDS
+    for name in names:
+        answer = observed.answers.get((ReadScaledObject, name))
+        left = 0.0 if answer is None else ASK_SECONDS - answer.age(observed.now)
+        if left > 0:
+            again_in = min(again_in, left)
+        else:
+            due.append(ReadScaledObject(observed.service.key.namespace, name))
+    return Looks(tuple(due), again_in)
 
 
 def trouble(observed: Observed, name: str) -> AutoscalerFacts | None:
@@ -45,8 +56,3 @@ def _failing(status: Mapping[str, Any]) -> Iterator[str]:
     for metric, health in (status.get("health") or {}).items():
         if health.get("status") == "Failing":
             yield metric
-
-
-def _age(observed: Observed, name: str) -> float | None:
-    answer = observed.answers.get((ReadScaledObject, name))
-    return None if answer is None else (observed.now - answer.at) / timedelta(seconds=1)

@@ -7,7 +7,6 @@ asked again in this rollout. Nothing here waits: what is missing is asked, and a
 import json
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import timedelta
 from math import isfinite
 from typing import Any
 
@@ -111,7 +110,7 @@ def _hear(rollout: Rollout, gate: Gate, observed: Observed) -> tuple[CheckResult
     content = answer.content if answer is not None else None
     if answer is None or answer.at < rollout.since:
         return _result(gate, Verdict.Inconclusive, "it is being asked"), 0.0
-    pause = GATE_POLL_SECONDS - (observed.now - answer.at) / timedelta(seconds=1)
+    pause = GATE_POLL_SECONDS - answer.age(observed.now)
     if not isinstance(content, GateAnswer):
         return _result(gate, Verdict.Inconclusive, "it could not be asked"), pause
     if content.revision != rollout.canary:  # it was asked about another one, and that took long
