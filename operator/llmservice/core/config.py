@@ -13,7 +13,6 @@ class Config:
     """Runs in routers' pods too, as the agent that writes Envoy's files."""
     router_image: str = "localhost/llmservice/router:0.1.0"
     """Envoy."""
-    cluster_domain: str = "cluster.local"
     revision_history_limit: int = 10
     """Old ControllerRevisions kept per service, so that a revert finds its exact pod template."""
     engine_metrics: bool = True

@@ -62,7 +62,7 @@ def reconcile(observed: Observed, config: Config, cluster: ClusterFacts = _UNKNO
 
 def _decide(situation: Situation, config: Config) -> Decision:
     observed, service = situation.observed, situation.observed.service
-    new_status = service_status(situation, config)
+    new_status = service_status(situation)
     changed = new_status != service.status
     to_read = next_read(observed, situation.target.hash) if config.engine_metrics else None
     request, read_in = to_read or (None, 0.0)
@@ -158,7 +158,7 @@ def _desired(situation: Situation, config: Config) -> Iterator[Manifest]:
     if course is not None:
         yield from course.router.children(config)
     if (bench := _wanted_bench(situation)) is not None:
-        yield build_bench(service, *bench, config)
+        yield build_bench(service, *bench)
 
 
 def _live_revisions(situation: Situation) -> Iterator[tuple[Revision, int]]:

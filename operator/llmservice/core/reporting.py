@@ -17,7 +17,6 @@ from llmservice.core.canary.director import (
 )
 from llmservice.core.canary.state import Phase
 from llmservice.core.capacity import capacity_status
-from llmservice.core.config import Config
 from llmservice.core.observed import (
     AutoscalerFacts,
 )
@@ -27,7 +26,7 @@ from llmservice.core.rollout import Capacity
 from llmservice.core.situation import Situation, replacing_because
 
 
-def service_status(situation: Situation, config: Config) -> dict[str, Any]:
+def service_status(situation: Situation) -> dict[str, Any]:
     """``status`` as it is to be."""
     observed, target, rollout = situation.observed, situation.target, situation.rollout
     service, old = observed.service, observed.service.status
@@ -41,7 +40,7 @@ def service_status(situation: Situation, config: Config) -> dict[str, Any]:
     new = {
         "observedGeneration": service.generation,
         "phase": status.phase(progress),
-        "url": f"http://{service.key.name}.{service.key.namespace}.svc.{config.cluster_domain}"
+        "url": f"http://{service.key.name}.{service.key.namespace}.svc"
         f":{situation.valid.spec.service.port}/v1",
         "replicas": len(pods),
         "readyReplicas": progress.ready,

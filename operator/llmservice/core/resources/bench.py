@@ -11,9 +11,9 @@ from typing import Any
 
 from llmservice.api import names
 from llmservice.api.gates import BenchGate
-from llmservice.core.config import Config
 from llmservice.core.observed import Manifest, ServiceObject
 from llmservice.core.resources.children import header
+from llmservice.core.resources.pod import restricted
 from llmservice.core.revisions import Revision, content_hash
 
 BENCH_COMPONENT = "bench"
@@ -50,7 +50,7 @@ def bench_name(service: ServiceObject, gate: str, attempt: object) -> str:
 
 
 def build_bench(
-    service: ServiceObject, name: str, bench: BenchGate, revision: Revision, config: Config
+    service: ServiceObject, name: str, bench: BenchGate, revision: Revision
 ) -> Manifest:
     """The Job.
 
@@ -59,7 +59,6 @@ def build_bench(
         name: as `bench_name` gives it.
         bench: what is run.
         revision: whose pods answer.
-        config: knows the cluster's domain.
     """
     found = header(service, "batch/v1", "Job", name)
     found["metadata"]["labels"] |= _labels(revision)
@@ -72,7 +71,7 @@ def build_bench(
             "ttlSecondsAfterFinished": KEEP_SECONDS,
             "template": {
                 "metadata": {"labels": labels},
-                "spec": _pod_spec(service, bench, revision, config),
+                "spec": _pod_spec(service, bench, revision),
             },
         },
     }
@@ -82,9 +81,7 @@ def _labels(revision: Revision) -> dict[str, str]:
     return {names.COMPONENT_LABEL: BENCH_COMPONENT, names.REVISION_LABEL: revision.hash}
 
 
-def _pod_spec(
-    service: ServiceObject, bench: BenchGate, revision: Revision, config: Config
-) -> Manifest:
+def _pod_spec(service: ServiceObject, bench: BenchGate, revision: Revision) -> Manifest:
     engine_pod = revision.template["spec"]
     return {
         **{key: engine_pod[key] for key in _PLACED if key in engine_pod},
@@ -92,14 +89,14 @@ def _pod_spec(
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "restartPolicy": "Never",
-        "containers": [_container(_url(service, revision, config), bench, revision)],
+        "containers": [_container(_url(service, revision), bench, revision)],
         "volumes": engine_pod.get("volumes", []),
     }
 
 
-def _url(service: ServiceObject, revision: Revision, config: Config) -> str:
+def _url(service: ServiceObject, revision: Revision) -> str:
     host = names.revision_name(service.key.name, revision.hash)
-    return f"http://{host}.{service.key.namespace}.svc.{config.cluster_domain}:{names.ENGINE_PORT}"
+    return f"http://{host}.{service.key.namespace}.svc:{names.ENGINE_PORT}"
 
 
 def _container(url: str, bench: BenchGate, revision: Revision) -> Manifest:
@@ -115,12 +112,7 @@ def _container(url: str, bench: BenchGate, revision: Revision) -> Manifest:
             "requests": {"cpu": "250m", "memory": "1Gi"},
             "limits": {"memory": "4Gi"},
         },
-        "terminationMessagePolicy": "FallbackToLogsOnError",
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "capabilities": {"drop": ["ALL"]},
-            "readOnlyRootFilesystem": True,
-        },
+        **restricted(),
     }
     if "imagePullPolicy" in engine:
         container["imagePullPolicy"] = engine["imagePullPolicy"]

@@ -120,6 +120,16 @@ def _engine_container(spec: LLMServiceSpec, plan: EnginePlan) -> Manifest:
         "lifecycle": {"preStop": {"sleep": {"seconds": PRE_STOP_SECONDS}}},
         "resources": _resources(spec),
         "volumeMounts": _mounts(spec),
+        **restricted(),
+    }
+    if spec.engine.image_pull_policy:
+        container["imagePullPolicy"] = spec.engine.image_pull_policy
+    return container
+
+
+def restricted() -> Manifest:
+    """What each container of ours is denied, and that its last words become its status."""
+    return {
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "securityContext": {
             "allowPrivilegeEscalation": False,
@@ -127,9 +137,6 @@ def _engine_container(spec: LLMServiceSpec, plan: EnginePlan) -> Manifest:
             "readOnlyRootFilesystem": True,
         },
     }
-    if spec.engine.image_pull_policy:
-        container["imagePullPolicy"] = spec.engine.image_pull_policy
-    return container
 
 
 def _environment(spec: LLMServiceSpec) -> list[Manifest]:

@@ -15,7 +15,7 @@ from llmservice.api import names
 from llmservice.core.config import Config
 from llmservice.core.observed import Manifest, ServiceObject
 from llmservice.core.resources.children import header
-from llmservice.core.resources.pod import PRE_STOP_SECONDS, STOP_MARGIN_SECONDS
+from llmservice.core.resources.pod import PRE_STOP_SECONDS, STOP_MARGIN_SECONDS, restricted
 from llmservice.core.revisions import content_hash
 from llmservice.core.router.envoy import BOOTSTRAP, READY_PATH
 
@@ -184,7 +184,7 @@ def _agent(service: ServiceObject, drain_seconds: int, image: str) -> Manifest:
             {"name": "config", "mountPath": CONFIG_DIR},
             {"name": "token", "mountPath": _TOKEN_DIR, "readOnly": True},
         ],
-        **_restricted(),
+        **restricted(),
     }
 
 
@@ -229,16 +229,5 @@ def _envoy(service: ServiceObject, image: str) -> Manifest:
             "limits": {"memory": "1Gi"},
         },
         "volumeMounts": [{"name": "config", "mountPath": CONFIG_DIR, "readOnly": True}],
-        **_restricted(),
-    }
-
-
-def _restricted() -> Manifest:
-    return {
-        "terminationMessagePolicy": "FallbackToLogsOnError",
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "capabilities": {"drop": ["ALL"]},
-            "readOnlyRootFilesystem": True,
-        },
+        **restricted(),
     }

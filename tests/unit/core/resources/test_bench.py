@@ -8,7 +8,6 @@ import pytest
 
 from llmservice.api.gates import BenchGate
 from llmservice.api.v1alpha1 import parse_spec
-from llmservice.core.config import Config
 from llmservice.core.engine import EnginePlan, plan_engine
 from llmservice.core.observed import ServiceKey, ServiceObject
 from llmservice.core.resources.bench import FIGURES, bench_name, build_bench
@@ -17,7 +16,6 @@ from llmservice.core.revisions import Revision
 
 SERVICE = ServiceObject(ServiceKey("team-a", "mistral"), "u1", 1, {}, {})
 GATE = BenchGate(num_prompts=50, min_output_throughput=100)
-CONFIG = Config()
 
 
 def a_revision(**changes):
@@ -30,9 +28,9 @@ def a_revision(**changes):
     return Revision("abc", 1, build_pod_template("mistral", "abc", spec, plan), plan.version)
 
 
-def a_job(gate=GATE, config=CONFIG, **changes):
+def a_job(gate=GATE, **changes):
     """The Job of a revision with some of its spec changed."""
-    return build_bench(SERVICE, "mistral-bench-speed-x", gate, a_revision(**changes), config)
+    return build_bench(SERVICE, "mistral-bench-speed-x", gate, a_revision(**changes))
 
 
 def pod(job):
@@ -54,9 +52,9 @@ def argument(job, flag):
 
 def test_it_loads_the_canary_and_nobody_else():
     """By the Service of the revision, under the name that clients use."""
-    job = a_job(config=Config(cluster_domain="corp.example"))
+    job = a_job()
 
-    url = "http://mistral-abc.team-a.svc.corp.example:8000"
+    url = "http://mistral-abc.team-a.svc:8000"
     assert (url, "mistral", "a/b") == tuple(
         argument(job, flag) for flag in ("--base-url", "--model", "--tokenizer")
     )
