@@ -22,6 +22,9 @@ from e2e.follow import condition, follow, is_settled
 from e2e.services import tiny_service, with_spec
 from e2e.stage import Make, Stage
 from e2e.traffic import Load
+from llmservice.api import names
+from llmservice.core.resources.router import AGENT_CONTAINER, CONFIG_DIR
+from llmservice.core.router.envoy import RUNTIME
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1500)]
 
@@ -37,7 +40,8 @@ for folder in pathlib.Path("/proc").glob("[0-9]*"):
 
 @pytest.fixture(scope="module")
 def _careful(stage: Stage) -> Iterator[str]:
-    service = tiny_service(_NAME, stage.engine, drainTimeoutSeconds=60)
+    # So many sequences that requests may bypass the gates of its routers.
+    service = tiny_service(_NAME, stage.engine, drainTimeoutSeconds=60, maxNumSeqs=96)
     service = with_spec(service, **shortened("canary-fast.yaml"))
     stage.kubectl.apply(service)
     yield _NAME
@@ -52,20 +56,35 @@ def careful(stage: Stage, _careful: str) -> str:
 
 
 def test_a_good_canary_is_promoted_without_a_failed_request(stage: Stage, careful: str) -> None:
-    """Judged step by step and promoted, while the operator is killed and the routers replaced."""
+    """Judged step by step and promoted, while the operator is killed and the routers replaced.
+
+    Requests bypass the gates of the routers before and after, and pass them meanwhile.
+    """
     old = stage.kubectl.get(f"llmservice/{careful}")["status"]["stableRevision"]
     system = stage.kubectl.within(chart.NAMESPACE)
     with _load(stage, careful) as short, _load(stage, careful, long=True) as long:
-        _edit(stage, maxNumSeqs=24)
+        wait_until(lambda: _bypassed(stage, careful) == {True}, what="a bypass", seconds=60)
+        _edit(stage, maxNumSeqs=80)
         follow(stage.kubectl, careful, judges_at(10), seconds=300)
+        assert _bypassed(stage, careful) == {False}
         operators = "--selector=app.kubernetes.io/name=llmservice-operator"
         system("delete", "pods", operators, "--force", "--grace-period=0")
         stage.kubectl("rollout", "restart", f"deployment/{careful}-router")
         service = follow(stage.kubectl, careful, is_promoted(old), seconds=900)
+        wait_until(lambda: _bypassed(stage, careful) == {True}, what="a bypass", seconds=120)
     assert short.failures + long.failures == []
     assert long.answers
     assert service["status"]["stableRevision"] == service["status"]["updatedRevision"]
     stage.await_drain(careful)
+
+
+def _bypassed(stage: Stage, name: str) -> set[bool]:
+    """Whether requests bypass the gates, by what the routers' pods have told their Envoys."""
+    selector = f"{names.SERVICE_LABEL}={name},{names.COMPONENT_LABEL}={names.ROUTER_COMPONENT}"
+    read = (f"-c={AGENT_CONTAINER}", "--", "cat", f"{CONFIG_DIR}/{RUNTIME}")
+    pods = [pod["metadata"] for pod in stage.kubectl.items("pods", selector)]
+    stay = [pod["name"] for pod in pods if "deletionTimestamp" not in pod]
+    return {'"router.bypass": 100' in stage.kubectl("exec", pod, *read) for pod in stay}
 
 
 def test_a_failing_canary_is_turned_down_without_a_failed_request(

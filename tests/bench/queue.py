@@ -332,29 +332,36 @@ async def _cost(plan: Plan, folder: Path) -> AsyncIterator[Line]:
         stage = Stage(folder, stack, engines, {"stable": stable})
         traffic = traffic_to(("stable", 10_000, stable))
         ways, routers = [Way("direct", stable.port)], []
-        for name, bound in (("without gate", None), ("by the gate", 1000)):
+        by_gate = gated(traffic, 1000)
+        for name, each in (
+            ("without gate", traffic),
+            ("by the gate", by_gate),
+            ("by the bypass", replace(by_gate, bypass=True)),
+        ):
             room, group = stage.room(name.replace(" ", "-"))
             routers.append(Router(room, group))
-            await routers[-1].start(gated(traffic, bound))
+            await routers[-1].start(each)
             ways.append(Way(name, port_of(routers[-1]), group.pid_of("envoy")))
         pids = [os.getpid(), engines.pid_of("stable")]
         for load in LOADS:
             lines = [line async for line in compare(load, ways, pids, plan.seconds)]
             for line in lines:
                 yield line
-            yield _ratio(load.name, *lines[1:])
+            _, plain, *gates = lines
+            for way, line in zip(ways[2:], gates, strict=True):
+                yield _added(f"{load.name}: what is added {way.name}", plain, line)
         for router in routers:
             await router.close()
 
 
-def _ratio(name: str, plain: Line, by_the_gate: Line) -> Line:
+def _added(figure: str, plain: Line, gate: Line) -> Line:
     (cpu,) = (key for key in plain if key.startswith("envoy_cpu"))
     return {
-        "figure": f"{name}: what the gate adds",
-        "p50_ms": round(by_the_gate["p50_ms"] - plain["p50_ms"], 3),
-        "p99_ms": round(by_the_gate["p99_ms"] - plain["p99_ms"], 3),
-        "cpu_ratio": round(by_the_gate[cpu] / plain[cpu], 2) if plain[cpu] else None,
-        cpu: round(by_the_gate[cpu] - plain[cpu], 4),
+        "figure": figure,
+        "p50_ms": round(gate["p50_ms"] - plain["p50_ms"], 3),
+        "p99_ms": round(gate["p99_ms"] - plain["p99_ms"], 3),
+        "cpu_ratio": round(gate[cpu] / plain[cpu], 2) if plain[cpu] else None,
+        cpu: round(gate[cpu] - plain[cpu], 4),
     }
 
 

@@ -9,7 +9,7 @@ from itertools import pairwise
 import aiohttp
 import pytest
 
-from tests.bench.queue import OneAtATime, Plan, Scenario, _held, _newcomers, _ratio, overtaken
+from tests.bench.queue import OneAtATime, Plan, Scenario, _added, _held, _newcomers, overtaken
 
 SMALL = Plan(
     scenario=Scenario(rate=20, seconds=1, newcomers_after=0.5, service_seconds=0.05),
@@ -83,7 +83,7 @@ def test_what_the_gate_adds_is_a_difference_and_a_ratio(cpu, ratio):
     plain = {"p50_ms": 1.0, "p99_ms": 2.0, key: cpu}
     by_the_gate = {"p50_ms": 1.25, "p99_ms": 1.5, key: cpu * 1.5}
 
-    line = _ratio("short", plain, by_the_gate)
+    line = _added("short", plain, by_the_gate)
 
     assert (0.25, -0.5, ratio) == (line["p50_ms"], line["p99_ms"], line["cpu_ratio"])
     assert cpu * 0.5 == line[key]

@@ -4,7 +4,6 @@ import asyncio
 import io
 import json
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import Self
@@ -21,6 +20,7 @@ from tests.bench import procfs
 from tests.router.agent_pod import RouterPod
 from tests.router.conftest import Router
 from tests.router.engine import Engine, a_split, a_track, until
+from tests.router.queue import Queue, are_inside, names
 
 MIB = 1 << 20
 
@@ -36,56 +36,6 @@ def a_queue(version: str, per_engine: int, *engines: Engine, **more: int) -> Tra
     return Traffic(version, stable="stable", tracks=(track,), **more)
 
 
-class Queue:
-    """Clients of one router, named by numbers in the order in which they come."""
-
-    def __init__(self, router: Router) -> None:
-        self._router = router
-        self.asked: list[asyncio.Task[int]] = []
-
-    async def come(self, number: int, **headers: str) -> None:
-        """Let so many come, one after the other."""
-        for _ in range(number):
-            known = await self._known()
-            who = len(self.asked)
-            self.asked.append(asyncio.create_task(self._ask(f"/turn/{who}", headers)))
-            await until(self._knows(known + 1), "a request that arrives")
-
-    async def statuses(self) -> list[int]:
-        return await asyncio.gather(*self.asked)
-
-    async def waiting(self) -> int:
-        gates = await self._router.admin.gates()
-        return sum(gate.waiting for gate in gates.values())
-
-    def _knows(self, number: int):
-        async def knows() -> bool:
-            return await self._known() >= number
-
-        return knows
-
-    async def _known(self) -> int:
-        return await self._router.counter("http.ingress.downstream_rq_total")
-
-    async def _ask(self, path: str, headers: dict[str, str]) -> int:
-        async with self._router.client.get(self._router.url + path, headers=headers) as answer:
-            await answer.read()
-            return answer.status
-
-
-async def _are_inside(number: int, *engines: Engine) -> None:
-    """Wait until the engines have so many requests together."""
-
-    async def inside() -> bool:
-        return sum(len(engine.inside) for engine in engines) == number
-
-    await until(inside, f"{number} requests at the engines")
-
-
-def _names(numbers: Sequence[int]) -> list[str]:
-    return [str(number) for number in numbers]
-
-
 # --- the queue ----------------------------------------------------------------------------------
 
 
@@ -95,7 +45,7 @@ async def test_an_engine_is_handed_no_more_than_it_may_be(router, engines):
     envoy = await router(a_queue("v1", 2, engine))
     queue = Queue(envoy)
     await queue.come(12)
-    await _are_inside(2, engine)
+    await are_inside(2, engine)
     assert 10 == await queue.waiting()
     assert 12 == (await envoy.admin.tracks())["stable"].active
 
@@ -103,7 +53,7 @@ async def test_an_engine_is_handed_no_more_than_it_may_be(router, engines):
         engine.turns.release()
         assert 200 == await queue.asked[number]
         assert len(engine.inside) <= 2
-    assert _names(range(12)) == engine.came
+    assert names(range(12)) == engine.came
     assert (0, 12, 0) == _numbers((await envoy.admin.tracks())["stable"])
     assert 12 == (await envoy.admin.gates())["stable"].ended
 
@@ -118,11 +68,11 @@ async def test_whoever_has_room_first_gets_the_next(router, engines):
     envoy = await router(a_queue("v1", 1, busy, quick))
     queue = Queue(envoy)
     await queue.come(8)
-    await _are_inside(2, busy, quick)
+    await are_inside(2, busy, quick)
 
     for _ in range(7):
         quick.turns.release()
-    await _are_inside(1, busy, quick)
+    await are_inside(1, busy, quick)
     assert (1, 7) == (len(busy.came), len(quick.came))
     busy.turns.release()
     assert [200] * 8 == await queue.statuses()
@@ -134,7 +84,7 @@ async def test_engines_get_equally_many(router, engines):
     envoy = await router(a_queue("v1", 4, *three))
     queue = Queue(envoy)
     await queue.come(15)
-    await _are_inside(12, *three)
+    await are_inside(12, *three)
     assert [4, 4, 4] == [len(engine.inside) for engine in three]
     for engine in three:
         for _ in range(15):
@@ -148,7 +98,7 @@ async def test_a_limit_that_falls_is_kept(router, engines):
     envoy = await router(a_queue("v1", 6, engine))
     queue = Queue(envoy)
     await queue.come(16)
-    await _are_inside(6, engine)
+    await are_inside(6, engine)
     await envoy.files.apply(a_queue("v2", 2, engine))
 
     async def all_are_old() -> bool:
@@ -160,7 +110,7 @@ async def test_a_limit_that_falls_is_kept(router, engines):
         engine.turns.release()
         assert 200 == await queue.asked[number]
         assert len(engine.came) <= max(6, number + 3)
-    assert _names(range(16)) == engine.came
+    assert names(range(16)) == engine.came
 
 
 async def test_a_client_that_hangs_up_while_it_waits_reaches_no_engine(router, engines):
@@ -169,7 +119,7 @@ async def test_a_client_that_hangs_up_while_it_waits_reaches_no_engine(router, e
     envoy = await router(a_queue("v1", 1, engine))
     queue = Queue(envoy)
     await queue.come(4)
-    await _are_inside(1, engine)
+    await are_inside(1, engine)
     queue.asked.pop(1).cancel()
 
     async def gone() -> bool:
@@ -179,7 +129,7 @@ async def test_a_client_that_hangs_up_while_it_waits_reaches_no_engine(router, e
     for _ in range(3):
         engine.turns.release()
     assert [200] * 3 == await queue.statuses()
-    assert _names([0, 2, 3]) == engine.came
+    assert names([0, 2, 3]) == engine.came
 
 
 async def test_a_client_that_hangs_up_while_it_runs_makes_room(router, engines):
@@ -188,7 +138,7 @@ async def test_a_client_that_hangs_up_while_it_runs_makes_room(router, engines):
     envoy = await router(a_queue("v1", 1, engine))
     queue = Queue(envoy)
     await queue.come(2)
-    await _are_inside(1, engine)
+    await are_inside(1, engine)
     queue.asked.pop(0).cancel()
 
     async def next_one() -> bool:
@@ -205,7 +155,7 @@ async def test_a_full_queue_says_so(router, engines):
     envoy = await router(a_queue("v1", 1, engine, max_waiting=3))
     queue = Queue(envoy)
     await queue.come(1)
-    await _are_inside(1, engine)
+    await are_inside(1, engine)
     await queue.come(4)  # one more than may wait, as who is handed on waits for a moment, too
 
     async with envoy.client.get(envoy.url) as answer:
@@ -230,7 +180,7 @@ async def test_two_routers_share_what_an_engine_is_handed(engines, tmp_path):
         queues = [Queue(each) for each in routers]
         for queue in queues:
             await queue.come(5)
-        await _are_inside(4, engine)
+        await are_inside(4, engine)
         assert [3, 3] == [await queue.waiting() for queue in queues]
         for _ in range(10):
             engine.turns.release()
@@ -259,7 +209,7 @@ async def test_clients_cannot_pass_the_gate(router, engines):
     envoy = await router(replace(split, tracks=tracks))
     queue = Queue(envoy)
     await queue.come(1)
-    await _are_inside(1, stable)
+    await are_inside(1, stable)
 
     for cluster in ("track-stable", "track-canary", "nudge", "x"):
         await queue.come(1, **{"x-llm-gate": cluster})
@@ -279,7 +229,7 @@ async def test_who_waited_for_a_track_that_went_is_answered_by_stable(router, en
     envoy = await router(replace(split, tracks=tracks))
     queue = Queue(envoy)
     await queue.come(3)
-    await _are_inside(1, canary)
+    await are_inside(1, canary)
 
     assert Acknowledged("v2") == await envoy.files.apply(a_queue("v2", 1, stable))
     for engine in (canary, stable, stable):
@@ -294,7 +244,7 @@ async def test_a_drain_waits_for_the_queue(router, engines):
     envoy = await router(a_queue("v1", 1, engine))
     queue = Queue(envoy)
     await queue.come(4)
-    await _are_inside(1, engine)
+    await are_inside(1, engine)
 
     draining = asyncio.create_task(drain(envoy.admin, at_least_seconds=0, at_most_seconds=20))
     for _ in range(4):
@@ -304,7 +254,7 @@ async def test_a_drain_waits_for_the_queue(router, engines):
         queue.asked = [task for task in queue.asked if not task.done()] or queue.asked
     assert {200} == set(await queue.statuses())
     assert 0 == await draining
-    assert _names(range(4)) == engine.came
+    assert names(range(4)) == engine.came
 
 
 async def test_bodies_that_wait_have_a_bound(engines, tmp_path):
@@ -315,7 +265,7 @@ async def test_bodies_that_wait_have_a_bound(engines, tmp_path):
         await envoy.start(a_queue("v1", 1, engine))
         queue = Queue(envoy)
         await queue.come(1)
-        await _are_inside(1, engine)
+        await are_inside(1, engine)
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as client:
             posts: list[asyncio.Task[int]] = []
             while not any(post.done() for post in posts):
@@ -365,12 +315,12 @@ async def test_newcomers_take_from_the_queue_at_once(pod, engines):
     await pod.start()
     queue = Queue(pod.router)
     await queue.come(12)
-    await _are_inside(1, first)
+    await are_inside(1, first)
     assert 11 == (await pod.report()).waiting
 
     for number, engine in enumerate(newcomers):
         pod.place("stable", engine)
-        await _are_inside(number + 2, first, *newcomers)
+        await are_inside(number + 2, first, *newcomers)
     assert [1] * 8 == [len(engine.inside) for engine in (first, *newcomers)]
     for engine in (first, *newcomers):
         for _ in range(12):
@@ -386,11 +336,11 @@ async def test_newcomers_are_noticed_by_a_full_queue(pod, engines):
     await pod.start()
     queue = Queue(pod.router)
     await queue.come(1)
-    await _are_inside(1, first)
+    await are_inside(1, first)
     await queue.come(4)
 
     pod.place("stable", second)
-    await _are_inside(2, first, second)
+    await are_inside(2, first, second)
     for engine in (first, second):
         for _ in range(4):
             engine.turns.release()
@@ -525,7 +475,7 @@ async def test_newcomers_are_noticed_by_a_queue_that_is_longer_than_it_may_be(po
     await until(is_slow, "a bound below what waits")
     for number, engine in enumerate(newcomers):
         pod.place("stable", engine)
-        await _are_inside(number + 2, first, *newcomers)
+        await are_inside(number + 2, first, *newcomers)
     assert 15 == await queue.waiting()
     # One may come just when the bound falls again; otherwise it would be some forty a second.
     assert (await pod.report()).tracks["stable"].failed < 5
@@ -552,11 +502,11 @@ async def test_requests_are_held_until_there_is_an_engine(pod, engines):
 
     await until(all_wait, "five that wait")
     pod.place("stable", engine)
-    await _are_inside(1, engine)
+    await are_inside(1, engine)
     for _ in range(5):
         engine.turns.release()
     assert [200] * 5 == await queue.statuses()
-    assert _names(range(5)) == engine.came
+    assert names(range(5)) == engine.came
     assert (0, 5, 0) == _numbers((await pod.report()).tracks["stable"])
     assert 0 == (await pod.report()).waiting
 
@@ -592,7 +542,7 @@ async def test_a_share_whose_canary_went_is_handed_on_like_stable(pod, engines):
     await until(by_stable, "an answer of stable")
     queue = Queue(pod.router)
     await queue.come(6)
-    await _are_inside(4, stable)
+    await are_inside(4, stable)
     for _ in range(6):
         stable.turns.release()
     assert [200] * 6 == await queue.statuses()
@@ -634,7 +584,7 @@ async def test_who_hangs_up_is_not_held(pod, engines):
     for _ in range(2):
         engine.turns.release()
     assert [200] * 2 == await queue.statuses()
-    assert _names([1, 2]) == engine.came
+    assert names([1, 2]) == engine.came
 
 
 async def test_a_new_agent_holds_by_the_order_from_before(pod, engines):

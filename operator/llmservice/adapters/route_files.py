@@ -22,9 +22,11 @@ from llmservice.core.router.desired import Traffic, format_traffic, parse_traffi
 from llmservice.core.router.envoy import (
     INGRESS,
     NUDGE_PATH,
+    RUNTIME,
     STAT_PREFIX,
     RouterSettings,
     build_static_files,
+    end_bypass,
     own_metadata,
 )
 from llmservice.core.router.order import Step, Until, plan_steps
@@ -225,12 +227,20 @@ class RouteFiles:
         order = None if text is None else parse_traffic(text)
         return order if isinstance(order, Traffic) else None
 
+    def end_bypass(self) -> None:
+        """Have requests pass the gate, without a word from Envoy or about anything else."""
+        text = self._read().get(RUNTIME)
+        if text is not None:
+            self._replace({RUNTIME: end_bypass(text)})
+
     async def apply(self, traffic: Traffic) -> Acknowledged | Rejected | Unconfirmed:
         """Bring Envoy to this traffic, or say why it is not there; call again to try again.
 
         A version names one content: the same version with another one would pass as taken.
         While Envoy is away, everything is written: it reads whole files when it starts.
         """
+        if not traffic.bypass:  # what else is to change may take long, or be refused
+            self.end_bypass()
         steps = plan_steps(traffic, str(self._folder), self._read())
         away = ""
         for step in steps:

@@ -15,7 +15,7 @@ import logging
 import signal
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -42,10 +42,12 @@ from llmservice.adapters.route_files import (
 from llmservice.api import names
 from llmservice.core.router.agent import (
     choose_target,
+    has_moved,
     join_endpoints,
     stuck_gates,
     version_of_order,
 )
+from llmservice.core.router.bypass import Bypass, look_around, with_bypass
 from llmservice.core.router.clusters import HOLD_SOCKET
 from llmservice.core.router.desired import Traffic
 from llmservice.core.router.envoy import (
@@ -54,7 +56,7 @@ from llmservice.core.router.envoy import (
     START_HEADER,
     RouterSettings,
 )
-from llmservice.core.router.pace import Pace, bound_waiting, has_moved, look_again
+from llmservice.core.router.pace import Pace, bound_waiting, look_again
 from llmservice.core.router.report import RouterReport, TrackReport, format_report
 from llmservice.handlers.logs import configure_logging
 
@@ -68,6 +70,8 @@ _NUDGE_PAUSE_SECONDS = 0.02
 """Envoy hands on three requests when one comes. More at once would not be spread well: it counts
 what an engine has once it is connected to it."""
 _LOOK_SECONDS = 1.0
+_NEXT_LOOK_SECONDS = 0.25
+"""While requests bypass a gate: what a rush can exceed its limit by comes in that time."""
 _REPORT_SECONDS = 1.5
 """Less than the operator's patience: that Envoy is silent is an answer, too."""
 
@@ -140,6 +144,7 @@ class RouteAgent:
         self._followed: Traffic | None = None
         """Of that, what Envoy has taken."""
         self._paces: Mapping[str, Pace] = {}
+        self._bypass = Bypass()
         self._refusal = "the API server has not said yet which traffic is wanted"
         self._outcome = "Envoy has not been told anything yet"
 
@@ -153,6 +158,7 @@ class RouteAgent:
         self._files.install(
             RouterSettings(str(config.folder), config.router_port, config.admin_port)
         )
+        self._files.end_bypass()  # nobody has looked for a while
         self._before = self._files.recall()
         self.ready = self._before is not None
         if self._before is not None:
@@ -162,7 +168,7 @@ class RouteAgent:
         stopped = asyncio.create_task(self._stopping.wait())
         work = [reflector.run() for reflector in self._reflectors]
         tasks: list[asyncio.Task[Any]] = [asyncio.create_task(each) for each in work]
-        own = (self._follow(), self._wake(), self._keep_pace())
+        own = (self._follow(), self._wake(), self._watch_gates())
         tasks += [*(asyncio.create_task(each) for each in own), stopped]
         try:
             # None of them ends by itself, unless it is broken.
@@ -203,7 +209,10 @@ class RouteAgent:
         self._report_refusal(chosen.problem)
         if chosen.order is None:
             return True
-        self._target = bound_waiting(join_endpoints(chosen.order, endpoints), self._paces)
+        wanted = join_endpoints(chosen.order, endpoints)
+        if self._target is None:  # Envoy may have been at work for long, with another agent
+            await self._look(wanted)
+        self._target = self._bounded(wanted)
         if not self._target.is_serving:
             self._holder.follow(self._target)
         try:
@@ -254,18 +263,28 @@ class RouteAgent:
             await self._admin.nudge(track, min(_LARGEST_NUDGE, ceil(more / _LARGEST_NUDGE)))
         return bool(stuck)
 
-    async def _keep_pace(self) -> None:
-        """Let no more wait than can expect to be answered in time."""
+    async def _watch_gates(self) -> None:
+        """Let requests bypass them while there is room, and let none wait for too long."""
         while True:
-            await asyncio.sleep(_LOOK_SECONDS)
-            if self._target is None or not self._target.is_gated:
+            await asyncio.sleep(_NEXT_LOOK_SECONDS if self._bypass.is_moving else _LOOK_SECONDS)
+            if self._target is None:
                 continue
-            with suppress(AdminUnavailable):
-                gates = await self._admin.gates()
-                now = asyncio.get_running_loop().time()
-                self._paces = look_again(self._paces, gates, self._target, now)
-                if has_moved(self._target, bound_waiting(self._target, self._paces)):
-                    self._changed.set()
+            await self._look(self._target)
+            if has_moved(self._target, self._bounded(self._target)):
+                self._changed.set()
+
+    async def _look(self, traffic: Traffic) -> None:
+        try:
+            gates = await self._admin.gates() if traffic.is_gated else {}
+        except AdminUnavailable:
+            self._bypass = replace(self._bypass, on=False, calm_since=None)
+            return
+        now = asyncio.get_running_loop().time()
+        self._bypass = look_around(self._bypass, gates, traffic, now)
+        self._paces = look_again(self._paces, gates, traffic, now)
+
+    def _bounded(self, traffic: Traffic) -> Traffic:
+        return bound_waiting(with_bypass(traffic, self._bypass), self._paces)
 
     def _report_refusal(self, problem: str) -> None:
         if problem and problem != self._refusal:

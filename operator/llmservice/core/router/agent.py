@@ -23,6 +23,7 @@ from llmservice.core.router.desired import (
 from llmservice.core.router.report import TrackReport
 
 _DIGEST_LENGTH = 10
+_NOTICEABLE = 0.1
 
 _REQUESTS = ("upstream_rq_completed",)
 _ACTIVE = ("upstream_rq_active", "upstream_rq_pending_active")
@@ -54,7 +55,11 @@ COUNTERS = r"^cluster\.(?:(?:share|track)-[^.]+\.(?:{})|{}-[^.]+\.(?:{}))$".form
     "|".join(_AT_A_GATE),
 )
 """Regular expression of the counters that :func:`count_tracks` needs, by full name."""
-GATES = rf"^cluster\.{_GATE}-[^.]+\.(?:{_WAITING}|{_HANDED}|{_BEGUN}|{_RUNNING})$"
+_TRACK = "track"
+GATES = (
+    rf"^cluster\.(?:{_GATE}-[^.]+\.(?:{_WAITING}|{_HANDED}|{_BEGUN}|{_RUNNING})"
+    rf"|{_TRACK}-[^.]+\.(?:{'|'.join(_ACTIVE)}))$"
+)
 """The same for :func:`read_gates`."""
 
 Endpoints = Mapping[str, tuple[Endpoint, ...]]
@@ -137,6 +142,9 @@ class Gate:
     """Requests that have passed it and are not answered yet."""
     ended: int = 0
     """Requests that have passed it since Envoy started, and are over."""
+    bypassing: int = 0
+    """Requests that the track's engines have less those that passed it: so many bypassed it; or
+    below zero, another track's engines have them."""
 
 
 def read_gates(stats: Mapping[str, int]) -> dict[str, Gate]:
@@ -145,16 +153,18 @@ def read_gates(stats: Mapping[str, int]) -> dict[str, Gate]:
     Args:
         stats: Envoy's counters that match :data:`GATES`.
     """
-    clusters = {name.split(".")[1] for name in stats}
-    return {cluster.partition("-")[2]: _gate(stats, cluster) for cluster in sorted(clusters)}
+    kinds = (name.split(".")[1].partition("-") for name in stats)
+    tracks = {track for kind, _, track in kinds if kind == _GATE}
+    return {track: _gate(stats, track) for track in sorted(tracks)}
 
 
-def _gate(stats: Mapping[str, int], cluster: str) -> Gate:
+def _gate(stats: Mapping[str, int], track: str) -> Gate:
     waiting, handed, begun, running = (
-        stats.get(f"cluster.{cluster}.{counter}", 0)
+        stats.get(f"cluster.{_GATE}-{track}.{counter}", 0)
         for counter in (_WAITING, _HANDED, _BEGUN, _RUNNING)
     )
-    return Gate(waiting, handed, begun - running)
+    at_engines = sum(stats.get(f"cluster.{_TRACK}-{track}.{counter}", 0) for counter in _ACTIVE)
+    return Gate(waiting, handed, begun - running, at_engines - running)
 
 
 def stuck_gates(gates: Mapping[str, Gate], traffic: Traffic) -> dict[str, int]:
@@ -171,6 +181,23 @@ def stuck_gates(gates: Mapping[str, Gate], traffic: Traffic) -> dict[str, int]:
         if more > 0 and (most is None or gate.waiting < most):
             stuck[track.name] = more
     return stuck
+
+
+def has_moved(before: Traffic, after: Traffic) -> bool:
+    """Whether what the agent finds out by itself differs so much that it is worth telling Envoy.
+
+    Both are of the same order.
+    """
+    pairs = zip(before.tracks, after.tracks, strict=True)
+    return before.bypass != after.bypass or any(
+        old.bypassing != new.bypassing or _differ(old.waiting, new.waiting) for old, new in pairs
+    )
+
+
+def _differ(one: int | None, other: int | None) -> bool:
+    if one is None or other is None:
+        return one is not other
+    return abs(one - other) > _NOTICEABLE * one
 
 
 def _report(counters: Mapping[str, int]) -> TrackReport:

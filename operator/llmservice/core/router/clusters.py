@@ -10,6 +10,8 @@ from llmservice.core.router.desired import Endpoint, Track, Traffic, handed_limi
 
 Json = dict[str, Any]
 
+BYPASS = "router.bypass"
+"""Runtime key: the percentage of requests that bypass the gate, all or none."""
 ENDPOINTS = "eds-"
 """How the name of each track's file of engines begins."""
 ENGINES = "engines"
@@ -106,8 +108,8 @@ def _gate(track: Track) -> Json:
 
 
 def build_runtime(traffic: Traffic) -> Json:
-    """The limits of the gates, which change without a new definition of them."""
-    layer: Json = {}
+    """The limits of the gates and their bypass, which change without a new definition."""
+    layer: Json = {BYPASS: 100 if traffic.bypass else 0} if traffic.can_bypass else {}
     for track in traffic.tracks if traffic.is_gated else ():
         limit = handed_limit(traffic, track)
         if limit is not None:

@@ -84,6 +84,9 @@ class Track:
     """Requests that may wait in one router, with those that it is about to hand on, as fast as
     they go now. Each router finds it out by itself (core/router/pace.py); None is as many as
     ``max_waiting`` says."""
+    bypassing: Annotated[int, Field(ge=0)] = 0
+    """Requests that its engines have, but that bypassed its gate: so many fewer may pass it. Each
+    router finds it out by itself (core/router/bypass.py)."""
 
     @property
     def is_serving(self) -> bool:
@@ -138,11 +141,19 @@ class Traffic:
 
     hold_seconds: Annotated[int, Field(ge=0, le=3600)] = 0
     """How long a request waits for the first engine while none is ready; 0 answers 503 at once."""
+    bypass: bool = False
+    """Whether requests bypass the gate, as engines have room for all that come. Each router finds
+    it out by itself (core/router/bypass.py)."""
 
     @property
     def is_gated(self) -> bool:
         """Whether requests pass a gate, where they wait: all or none."""
         return self.holds or any(track.per_engine is not None for track in self.tracks)
+
+    @property
+    def can_bypass(self) -> bool:
+        """Whether the gate has a bypass. During a rollout all tracks are reached the same way."""
+        return self.is_gated and len(self.tracks) == 1
 
     @property
     def holds(self) -> bool:
@@ -199,6 +210,12 @@ def answering_track(traffic: Traffic, track: Track) -> Track | None:
 
 
 def handed_limit(traffic: Traffic, track: Track) -> int | None:
+    """Requests of a track that may be handed on by its gate at a time; None is no limit."""
+    limit = full_limit(traffic, track)
+    return None if limit is None else max(1, limit - track.bypassing)
+
+
+def full_limit(traffic: Traffic, track: Track) -> int | None:
     """Requests of a track that one router hands on at most; None is no limit.
 
     Those of a track without a ready engine are stable's to answer. With no engine at all it is

@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from llmservice.core.router.clusters import (
+    BYPASS,
     ENGINES,
     TYPE,
     Json,
@@ -105,6 +106,19 @@ def build_traffic_files(traffic: Traffic, folder: str) -> dict[str, str]:
     files[CLUSTERS] = _discovery(clusters, "Cluster", "config.cluster.v3")
     files[ROUTES] = _discovery([_routes(traffic)], "RouteConfiguration", "config.route.v3")
     return files
+
+
+def end_bypass(runtime: str) -> str:
+    """The runtime file with nothing else changed; itself if it is damaged or has no such key."""
+    try:
+        document = json.loads(runtime)
+        layer = document["resources"][0]["layer"]
+        if BYPASS in layer:
+            layer[BYPASS] = 0
+            return _dump(document)
+    except (ValueError, LookupError, TypeError):
+        pass
+    return runtime
 
 
 def _dump(document: Json) -> str:
@@ -348,6 +362,7 @@ def _routes(traffic: Traffic) -> Json:
         "routes": [
             *_behind_gates(traffic),
             *_nudges(traffic),
+            *_bypass(traffic),
             *_chosen_tracks(traffic),
             _split(traffic),
         ],
@@ -383,15 +398,30 @@ def _behind_gates(traffic: Traffic) -> Iterator[Json]:
 
 
 def _from_gate(traffic: Traffic, value: Json, cluster: str) -> Json:
+    return {
+        "match": {"prefix": "/", "headers": [{"name": GATE_HEADER, **value}]},
+        "request_headers_to_remove": [GATE_HEADER],
+        **_to_engines(traffic, cluster),
+    }
+
+
+def _to_engines(traffic: Traffic, cluster: str) -> Json:
     action = _action(traffic, {"cluster": cluster})
     if cluster == share_cluster(traffic, traffic.stable):
         # The next in line is who holds requests, and not another engine.
         del action["retry_policy"]["retry_priority"]
-    return {
-        "match": {"prefix": "/", "headers": [{"name": GATE_HEADER, **value}]},
-        "route": action,
-        "request_headers_to_remove": [GATE_HEADER],
-        "response_headers_to_remove": [NO_RETRY_HEADER],
+    return {"route": action, "response_headers_to_remove": [NO_RETRY_HEADER]}
+
+
+def _bypass(traffic: Traffic) -> Iterator[Json]:
+    """The route for clients that do not pass the gate: as from behind it."""
+    if not traffic.can_bypass:
+        return
+    turned_on = {"runtime_key": BYPASS, "default_value": {"numerator": 0}}
+    yield {
+        "match": {"prefix": "/", "runtime_fraction": turned_on},
+        "request_headers_to_add": _time_of_arrival(traffic),
+        **_to_engines(traffic, share_cluster(traffic, traffic.stable)),
     }
 
 
@@ -420,7 +450,7 @@ def _chosen_tracks(traffic: Traffic) -> Iterator[Json]:
         match = _where(TRACK_HEADER, track.name)
         if traffic.is_gated:
             action = _action(traffic, {"cluster": gate_cluster(track.name)}, retries=False)
-            yield {"match": match, "route": action, **_to_gate(cluster)}
+            yield {"match": match, "route": action, **_to_gate(traffic, cluster)}
         else:
             yield {"match": match, "route": _action(traffic, {"cluster": cluster})}
 
@@ -447,13 +477,17 @@ def _share(traffic: Traffic, track: Track) -> Json:
     return {
         "name": gate_cluster(track.name),
         "weight": track.weight,
-        **_to_gate(cluster),
+        **_to_gate(traffic, cluster),
     }
 
 
-def _to_gate(cluster: str) -> Json:
-    start = _set(START_HEADER, "%START_TIME(%s.%3f)%")
-    return {"request_headers_to_add": [_set(GATE_HEADER, cluster), start]}
+def _to_gate(traffic: Traffic, cluster: str) -> Json:
+    added = [_set(GATE_HEADER, cluster), *_time_of_arrival(traffic)]
+    return {"request_headers_to_add": added}
+
+
+def _time_of_arrival(traffic: Traffic) -> list[Json]:
+    return [_set(START_HEADER, "%START_TIME(%s.%3f)%")] if traffic.holds else []
 
 
 def _set(header: str, value: str) -> Json:

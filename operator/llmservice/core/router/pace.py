@@ -25,7 +25,6 @@ _KEPT = 600
 second more or less is no matter."""
 _UNSTEADY = 10
 """Two counters of Envoy are not read in the same moment, so their difference may fall a little."""
-_NOTICEABLE = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,18 +103,6 @@ def bound_waiting(traffic: Traffic, paces: Paces) -> Traffic:
         for track in traffic.tracks
     )
     return replace(traffic, tracks=tracks)
-
-
-def has_moved(before: Traffic, after: Traffic) -> bool:
-    """Whether a bound differs so much that it is worth telling Envoy."""
-    old = {track.name: track.waiting for track in before.tracks}
-    return any(_differ(old.get(track.name), track.waiting) for track in after.tracks)
-
-
-def _differ(one: int | None, other: int | None) -> bool:
-    if one is None or other is None:
-        return one is not other
-    return abs(one - other) > _NOTICEABLE * one
 
 
 def _waiting(traffic: Traffic, track: Track, pace: Pace) -> int | None:

@@ -14,6 +14,7 @@ from llmservice.core.router.agent import (
     Target,
     choose_target,
     count_tracks,
+    has_moved,
     join_endpoints,
     read_gates,
     stuck_gates,
@@ -25,6 +26,7 @@ from llmservice.core.router.desired import (
     Track,
     Traffic,
     check_traffic,
+    format_traffic,
     parse_traffic,
 )
 from llmservice.core.router.report import TrackReport
@@ -153,9 +155,31 @@ def test_gates_are_read():
         "cluster.gate-stable.upstream_rq_active": 2,
         "cluster.gate-canary.upstream_rq_pending_active": 0,
         "cluster.gate-canary.upstream_cx_active": 1,
+        "cluster.gate-canary.upstream_rq_active": 4,
+        "cluster.track-stable.upstream_rq_active": 7,
+        "cluster.track-stable.upstream_rq_pending_active": 1,
+        "cluster.track-other.upstream_rq_active": 7,
     }
-    assert {"stable": Gate(8, 3, 97), "canary": Gate(0, 1, 0)} == read_gates(stats)
+    found = {"stable": Gate(8, 3, 97, bypassing=6), "canary": Gate(0, 1, -4, bypassing=-4)}
+    assert found == read_gates(stats)
     assert all(re.match(GATES, name) for name in stats)
+
+
+def test_only_what_differs_noticeably_is_told():
+    def of(waiting: int | None = None, bypassing: int = 0, *, is_on: bool = False) -> Traffic:
+        stable, canary = an_order().tracks
+        track = replace(stable, waiting=waiting, bypassing=bypassing)
+        return replace(an_order(), tracks=(track, canary), bypass=is_on)
+
+    assert not has_moved(of(100), of(110))
+    assert not has_moved(of(), of())
+    for other in (111, 89, None):
+        assert has_moved(of(100), of(other))
+    assert has_moved(of(), of(100))
+    assert has_moved(of(), of(bypassing=1))
+    assert has_moved(of(), of(is_on=True))
+    found_out = ("waiting", "bypassing", "bypass")
+    assert not any(f'"{name}"' in format_traffic(of()) for name in found_out)
 
 
 def test_a_gate_is_stuck_where_requests_wait_and_more_may_be_handed_on():

@@ -8,7 +8,12 @@ from hypothesis import strategies as st
 
 from llmservice.core.router import envoy
 from llmservice.core.router.desired import Affinity, Capacity, Endpoint, Traffic
-from llmservice.core.router.envoy import RouterSettings, build_static_files, build_traffic_files
+from llmservice.core.router.envoy import (
+    RouterSettings,
+    build_static_files,
+    build_traffic_files,
+    end_bypass,
+)
 from tests.router.xxhash64 import xxhash64
 from tests.unit.core.router.test_desired import NOT_READY, READY, SPLIT, a_track, traffics
 
@@ -163,6 +168,39 @@ def test_how_many_may_wait_changes_no_more_than_a_limit_does():
     (runtime,) = resources(slow, envoy.RUNTIME)
     assert 9 == runtime["layer"]["circuit_breakers.gate-stable.default.max_connections"]
     assert 5 == runtime["layer"]["circuit_breakers.gate-stable.default.max_pending_requests"]
+
+
+def test_a_gate_is_opened_by_what_changes_no_route():
+    """The route past it is there all the time, before the one that leads to it."""
+    closed = gated(Traffic("v1", "stable", (a_track("stable", 10_000, READY),)))
+    opened = replace(closed, bypass=True)
+    one, other = (build_traffic_files(each, FOLDER) for each in (closed, opened))
+
+    assert {envoy.RUNTIME} == {name for name in one if one[name] != other[name]}
+    layers = [resources(each, envoy.RUNTIME)[0]["layer"] for each in (closed, opened)]
+    assert [0, 100] == [layer["router.bypass"] for layer in layers]
+    past, *_, split = [route for route in routes(closed) if "headers" not in route["match"]][1:]
+    assert {"runtime_key": "router.bypass", "default_value": {"numerator": 0}} == past["match"][
+        "runtime_fraction"
+    ]
+    assert "track-stable" == past["route"]["cluster"]
+    assert "retry_policy" in past["route"]
+    assert "gate-stable" == split["route"]["weighted_clusters"]["clusters"][0]["name"]
+
+
+def test_a_gate_is_closed_without_a_word_about_anything_else():
+    closed = gated(Traffic("v1", "stable", (a_track("stable", 10_000, READY),)))
+    opened = build_traffic_files(replace(closed, bypass=True), FOLDER)[envoy.RUNTIME]
+    assert build_traffic_files(closed, FOLDER)[envoy.RUNTIME] == end_bypass(opened)
+    of_a_rollout = build_traffic_files(gated(SPLIT), FOLDER)[envoy.RUNTIME]
+    for other in (of_a_rollout, "", "{}", "[1]", '{"resources": [{"layer": 1}]}', opened[:-9]):
+        assert other == end_bypass(other)
+
+
+def test_during_a_rollout_nobody_goes_past_the_gates():
+    """Requests of both tracks take the same way, so that they can be compared."""
+    files = build_traffic_files(replace(gated(SPLIT), bypass=True), FOLDER)
+    assert "router.bypass" not in "".join(files.values())
 
 
 def test_who_waits_is_tried_again_behind_the_gate_only():

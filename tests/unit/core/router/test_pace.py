@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmservice.core.router.agent import Gate
-from llmservice.core.router.desired import Capacity, Endpoint, Track, Traffic, format_traffic
-from llmservice.core.router.pace import LEAST_SECONDS, Pace, bound_waiting, has_moved, look_again
+from llmservice.core.router.desired import Capacity, Endpoint, Track, Traffic
+from llmservice.core.router.pace import LEAST_SECONDS, Pace, bound_waiting, look_again
 
 MAX_WAITING = 1000
 
@@ -199,18 +199,6 @@ def test_a_bound_is_never_below_one_nor_above_the_number(gates, engines, routers
     traffic = a_traffic(engines, routers=routers, max_wait_seconds=seconds)
     now = bound(traffic, after(traffic, *gates, every=7))
     assert now is None or 1 <= now < MAX_WAITING + ceil(engines * 4 / routers)
-
-
-def test_only_what_differs_noticeably_is_told():
-    def of(waiting: int | None) -> Traffic:
-        return replace(a_traffic(), tracks=(replace(a_traffic().tracks[0], waiting=waiting),))
-
-    assert not has_moved(of(100), of(110))
-    assert not has_moved(of(None), of(None))
-    for other in (111, 89, None):
-        assert has_moved(of(100), of(other))
-    assert has_moved(of(None), of(100))
-    assert "waiting" not in format_traffic(of(None)).replace("max_waiting", "")
 
 
 # --- in a queue ---------------------------------------------------------------------------------
