@@ -73,4 +73,4 @@ class GatedWorld(CanaryWorld):
         if not isinstance(question, CallGate):
             return super()._say(question)
         self.calls.append(question)
-        return GateAnswer(question.revision, self.says, self.words)
+        return GateAnswer(question.trial, self.says, self.words)

@@ -292,14 +292,14 @@ class LawfulWorld(GatedWorld):
         super()._hear(call)
         said = self.answers[CallGate, call.name].content
         if isinstance(said, GateAnswer) and said.status == 200:
-            self.passed[call.name] = (said.revision, self.now)
+            self.passed[call.name] = (said.trial.split()[0], self.now)
 
     def _say(self, question: Question) -> Any:
         said = super()._say(question)
         if isinstance(said, GateAnswer) and self.says == "lost":
             return None
         if isinstance(said, GateAnswer) and self.says == "stale":
-            return replace(said, revision="another", status=200)
+            return replace(said, trial="another", status=200)
         return said
 
 

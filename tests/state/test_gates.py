@@ -99,7 +99,7 @@ def test_gate_without_an_opinion_is_asked_again(says):
 
 
 def test_old_answer_does_not_count():
-    """What was said of another revision, or before, says nothing about this one."""
+    """What was said of another revision or trial, or before, says nothing about this one."""
     world, new = gated(APPROVAL)
     world.says = 503
     world.reconcile()
@@ -109,9 +109,21 @@ def test_old_answer_does_not_count():
     assert "Gating" == world.rollout["phase"]
 
     too_old = world.now - timedelta(hours=1)
-    world.answers[CallGate, "approval"] = Answer(too_old, GateAnswer(new, 403, "no"))
+    said = GateAnswer(world.calls[-1].trial, 403, "no")
+    world.answers[CallGate, "approval"] = Answer(too_old, said)
     world.reconcile()
     assert "Gating" == world.rollout["phase"]
+
+    world.action = "abort/1"
+    world.run_to("Aborted")
+    world.action = "retry/2"
+    world.run_to("Gating")
+    asked = len(world.calls)
+    world.answers[CallGate, "approval"] = Answer(world.now, said)
+    world.reconcile()
+    assert "Gating" == world.rollout["phase"]
+    assert asked < len(world.calls)
+    assert new == json.loads(world.calls[-1].body)["canaryRevision"]
 
 
 def test_fault_of_ours_is_no_opinion():

@@ -73,7 +73,7 @@ class Webhooks:
             status, said = None, f"no answer within {question.timeout_seconds:g} s"
         except (aiohttp.ClientError, OSError, ValueError) as error:
             status, said = None, str(error) or repr(error)
-        return GateAnswer(question.revision, status, one_line(said))
+        return GateAnswer(question.trial, status, one_line(said))
 
     async def _post(self, question: CallGate) -> tuple[int | None, str]:
         url = URL(question.url)

@@ -66,8 +66,8 @@ class CallGate:
     """Of the gate."""
     url: str
     timeout_seconds: float
-    revision: str
-    """What it is asked about."""
+    trial: str
+    """What it is asked about: a revision, and which trial of it."""
     body: str
     """What it is told, as JSON."""
 
@@ -127,7 +127,8 @@ class ScaledObjectReading:
 class GateAnswer:
     """What a gate said of a revision."""
 
-    revision: str
+    trial: str
+    """As it was asked: an answer may be slower than the end of a trial."""
     status: int | None
     """HTTP status; None when it was not reached."""
     said: str

@@ -76,7 +76,7 @@ class Desk:
         if pod_uid == "c":
             raise RuntimeError("a fault of ours")
         if isinstance(question, CallGate):
-            return GateAnswer(question.revision, 200, "")
+            return GateAnswer(question.trial, 200, "")
         return {"ReadRouter": REPORT, "WarmUp": WarmedUp("slow"), "MetricsRequest": SIZE}.get(kind)
 
     def ask(self, *questions, key=KEY):

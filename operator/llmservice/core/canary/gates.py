@@ -113,7 +113,7 @@ def _hear(rollout: Rollout, gate: Gate, observed: Observed) -> tuple[CheckResult
     pause = GATE_POLL_SECONDS - answer.age(observed.now)
     if not isinstance(content, GateAnswer):
         return _result(gate, Verdict.Inconclusive, "it could not be asked"), pause
-    if content.revision != rollout.canary:  # it was asked about another one, and that took long
+    if content.trial != _trial(rollout):  # it was asked about another one, and that took long
         return _result(gate, Verdict.Inconclusive, "it is being asked"), 0.0
     verdict, message = _verdict(content)
     return _result(gate, verdict, message), pause if verdict is Verdict.Inconclusive else 1.0
@@ -148,9 +148,14 @@ def _call(rollout: Rollout, gate: Gate, webhook: WebhookGate, key: ServiceKey) -
         name=gate.name,
         url=webhook.url,
         timeout_seconds=webhook.timeout_seconds,
-        revision=rollout.canary or "",
+        trial=_trial(rollout),
         body=json.dumps(told),
     )
+
+
+def _trial(rollout: Rollout) -> str:
+    began = rollout.began.isoformat() if rollout.began else ""
+    return f"{rollout.canary} {began}"
 
 
 # --- benches --------------------------------------------------------------------------------------
@@ -159,8 +164,7 @@ def _call(rollout: Rollout, gate: Gate, webhook: WebhookGate, key: ServiceKey) -
 def _job_name(rollout: Rollout, gate: Gate, service: ServiceObject) -> str:
     """Another canary, other settings and another trial of the same canary have another Job."""
     settings = gate.model_dump(mode="json", exclude_defaults=True)
-    began = rollout.began.isoformat() if rollout.began else ""
-    return bench_name(service, gate.name, [rollout.canary, began, settings])
+    return bench_name(service, gate.name, [_trial(rollout), settings])
 
 
 def _read(rollout: Rollout, gate: Gate, bench: BenchGate, observed: Observed) -> CheckResult:
