@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from functools import partial
 
 import pytest
 
@@ -12,6 +13,7 @@ from llmservice.adapters.resources import AUTOSCALER, DEPLOYMENT
 from llmservice.adapters.rest import RestCluster
 from llmservice.api import names
 from llmservice.core.ownership import owned_fields, owns
+from llmservice.handlers import operator
 from tests.chart.conftest import Helm
 from tests.contract.conftest import OPERATOR_USER, condition
 
@@ -178,21 +180,28 @@ def adapter(control_plane):
         control_plane.kubectl("apply", "-f", "-", input=json.dumps(each))
     yield
     for each in made:  # above all the APIService: namespaces cannot go while it leads nowhere
-        control_plane.kubectl("delete", each["kind"], each["metadata"]["name"])
+        name = each["metadata"]["name"]
+        control_plane.kubectl("delete", each["kind"], name, "--ignore-not-found")
 
 
-async def test_adapter_that_has_the_metrics_api_is_named(kube, start_operator, adapter):
-    """The operator looks for itself, and says what to do; no metrics server is needed for that."""
+async def test_adapter_that_has_the_metrics_api_is_named(
+    kube, start_operator, adapter, monkeypatch
+):
+    """The operator looks for itself, and says what to do, also when the adapter has gone."""
+    monkeypatch.setattr(operator, "_METRICS_API_SECONDS", 1.0)
     await start_operator()
     await kube.ready_service(autoscaling=BOUNDS)
 
-    async def reported():
+    async def reported(reason):
         found = condition(await kube.service(), "AutoscalingReady")
-        return found if found.get("reason") == "MetricsAPITaken" else None
+        return found if found.get("reason") == reason else None
 
-    found = await kube.eventually(reported, "MetricsAPITaken", 30)
+    found = await kube.eventually(partial(reported, "MetricsAPITaken"), "MetricsAPITaken", 30)
     assert "False" == found["status"]
     assert f"{TAKEN} belongs to Service monitoring/prometheus-adapter" in found["message"]
+
+    await asyncio.to_thread(kube.plane.kubectl, "delete", "apiservice", TAKEN)
+    await kube.eventually(partial(reported, "MetricsAPIMissing"), "MetricsAPIMissing", 30)
 
 
 async def test_second_autoscaler_on_the_same_pods_is_named(kube, start_operator):

@@ -249,18 +249,15 @@ class Operator:
         return reconcile(observed, self._config.core, self._facts)
 
     async def _look_at_metrics_api(self) -> None:
-        """Whenever services miss metrics, see who serves them; once for all, and not all the time.
-
-        What ends it, a registration or another adapter's end, changes what their HPAs say, so that
-        they are looked at, and miss metrics again or not.
-        """
+        """While services miss metrics, see who serves them; once for all, and not all the time."""
         while True:
-            await self._metrics_missed.wait()
-            self._metrics_missed.clear()
+            self._without_metrics.intersection_update(self.store.services())
+            if not self._without_metrics:
+                self._metrics_missed.clear()
+                await self._metrics_missed.wait()
             found = await read_metrics_api(self._cluster)
-            if found != self._facts.metrics_api:
+            if found is not None and found != self._facts.metrics_api:
                 self._facts = replace(self._facts, metrics_api=found)
-                self._without_metrics.intersection_update(self.store.services())
                 for key in self._without_metrics:
                     self.queue.add(key, Lane.Normal)
             await asyncio.sleep(_METRICS_API_SECONDS)
