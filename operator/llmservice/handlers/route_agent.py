@@ -177,6 +177,7 @@ class RouteAgent:
             for task in tasks:
                 task.cancel()
             ended = await asyncio.gather(*tasks, return_exceptions=True)
+            self._files.end_bypass()
             await self.server.close()
             await self._holder.close()
             await self._admin.close()
@@ -284,7 +285,11 @@ class RouteAgent:
         self._paces = look_again(self._paces, gates, traffic, now)
 
     def _bounded(self, traffic: Traffic) -> Traffic:
-        return bound_waiting(with_bypass(traffic, self._bypass), self._paces)
+        found = self._bypass
+        if self._followed is None or self._followed.version != traffic.version:
+            # Looks tell of what Envoy follows, and the end of a bypass must wait for nothing.
+            found = replace(found, on=False)
+        return bound_waiting(with_bypass(traffic, found), self._paces)
 
     def _report_refusal(self, problem: str) -> None:
         if problem and problem != self._refusal:

@@ -9,8 +9,9 @@ take is answered by stable, while the failure is counted (``core/router/agent.py
 stable itself never falls on a canary: it is sized for its own share and not yet trusted.
 
 Where a track says how much an engine is handed, its requests pass Envoy twice. The routes for
-clients lead to ``gate-TRACK``, whose one endpoint is a second listener inside this Envoy, and only
-the routes there choose an engine. A request is one connection to that endpoint, so the limit of
+clients lead to ``gate-TRACK``, whose one endpoint is a second listener inside this Envoy, and
+the routes there choose an engine; but while engines have plenty of room, requests bypass it. A
+request is one connection to that endpoint, so the limit of
 connections is what all engines are handed, and who waits for a connection waits in one queue, in
 order, for whichever engine has room first (docs/decisions/0009). Where requests are to be held
 while there is no engine at all, shares end at the agent, which keeps the first in line until there

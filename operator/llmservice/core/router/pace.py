@@ -82,6 +82,7 @@ def _look(pace: Pace, gate: Gate, traffic: Traffic, track: Track, now: float) ->
     if looks and (
         now - looks[-1].at > _GAP_SECONDS
         or gate.ended < looks[-1].ended - _UNSTEADY  # another Envoy
+        or track.bypassing  # engines do more than what passes the gate
     ):
         looks = ()
     if gate.waiting and engines:

@@ -50,6 +50,18 @@ def test_a_bound_is_what_ends_in_the_time_that_one_may_wait():
         assert 120 == bound(a_traffic(max_wait_seconds=60), paces)
 
 
+def test_what_passes_the_gate_is_no_pace_while_engines_end_others():
+    """They have requests that bypassed it, and do more than can be seen here."""
+    traffic = a_traffic(max_wait_seconds=60)
+    (track,) = traffic.tracks
+    busy = replace(traffic, tracks=(replace(track, bypassing=2),))
+    paces = after(busy, *steadily(60, 2))
+    assert bound(busy, paces) is None
+    for number, gate in enumerate(steadily(32, 2)):
+        paces = look_again(paces, {"stable": gate}, traffic, 61 + number)
+    assert 120 == bound(traffic, paces)
+
+
 @given(st.integers(0, 29), st.integers(1, 100))
 def test_a_short_look_is_no_evidence(seconds, ended):
     assert bound(a_traffic(), after(a_traffic(), *steadily(seconds, ended))) is None
